@@ -1,0 +1,174 @@
+"""Manifests, indexes and configurations: OCI's media types and Docker's schema 2, read with suspicion.
+
+OCI image-spec: manifest.md, image-index.md, config.md. Everything here came from a registry: it is bounded in size and
+number, and what isn't of its shape is FAILED_PRECONDITION.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from shoal_bus.errors import FailedPrecondition
+from shoal_bus.types import Descriptor, Platform, check_digest
+
+OCI_INDEX, OCI_MANIFEST = "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+INDEXES, MANIFESTS = frozenset({OCI_INDEX, DOCKER_LIST}), frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+CONFIGS = frozenset({"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"})
+LAYERS = frozenset(
+    f"{base}{compression}"
+    for base, compressions in (
+        ("application/vnd.oci.image.layer.v1.tar", ("", "+gzip", "+zstd")),
+        ("application/vnd.docker.image.rootfs.diff.tar", ("", ".gzip", ".zstd")),
+    )
+    for compression in compressions
+)
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_LAYERS = 512
+MAX_MANIFESTS = 1024
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An image manifest: its configuration, and its layers, bottom first."""
+
+    config: Descriptor
+    layers: list[Descriptor]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What of an image configuration the content service reads; `json` is all of it."""
+
+    platform: Platform | None
+    diff_ids: list[str]
+    json: dict[str, Any]
+
+
+def kind_of(data: bytes, media_type: str) -> str:
+    """The media type of a manifest: what it says of itself, or else what it was served as (`media_type`)."""
+    document = _load(data, "manifest")
+    if (
+        document.get("schemaVersion") == 1
+        or "prettyjws" in media_type
+        or media_type.endswith("manifest.v1+json+docker")
+    ):
+        raise FailedPrecondition(
+            "the image is of Docker's schema 1, which nobody pushes any more", hint="push it again with a newer tool"
+        )
+    said = document.get("mediaType") or media_type.partition(";")[0].strip()
+    if not isinstance(said, str):
+        raise FailedPrecondition("the manifest's mediaType isn't text")
+    if said in INDEXES | MANIFESTS:
+        return said
+    if not document.get("mediaType"):  # OCI made it optional; the shape tells
+        if isinstance(document.get("manifests"), list):
+            return OCI_INDEX
+        if isinstance(document.get("layers"), list) and isinstance(document.get("config"), dict):
+            return OCI_MANIFEST
+    raise FailedPrecondition(f"media type {said[:100]!r} isn't an image's", hint="it may be another kind of artifact")
+
+
+def read_index(data: bytes) -> list[Descriptor]:
+    """The manifests of an index; attestations, which aren't images, are left out."""
+    entries = _list(_load(data, "index"), "manifests", MAX_MANIFESTS)
+    found = [_descriptor(entry) for entry in entries]
+    return [one for one in found if one.platform is None or one.platform.os != "unknown"]
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """A manifest whose configuration and layers are of types that can be unpacked."""
+    document = _load(data, "manifest")
+    config = _descriptor(document.get("config"))
+    layers = [_descriptor(entry) for entry in _list(document, "layers", MAX_LAYERS)]
+    if config.media_type not in CONFIGS:
+        raise FailedPrecondition(f"media type {config.media_type[:100]!r}: not an image's configuration")
+    for layer in layers:
+        if layer.media_type not in LAYERS:
+            raise FailedPrecondition(f"layer {layer.digest}: media type {layer.media_type[:100]!r} can't be unpacked")
+    for one in (config,):
+        if one.size > MAX_MANIFEST_BYTES:
+            raise FailedPrecondition(f"configuration {one.digest}: {one.size} bytes, more than {MAX_MANIFEST_BYTES}")
+    return Manifest(config, layers)
+
+
+def read_config(data: bytes) -> Config:
+    """An image configuration."""
+    document = _load(data, "configuration")
+    rootfs = document.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else []
+    if not isinstance(diff_ids, list) or len(diff_ids) > MAX_LAYERS:
+        raise FailedPrecondition("the configuration's rootfs.diff_ids isn't a list of layers")
+    try:
+        checked = [check_digest(str(one)) for one in diff_ids]
+    except ValueError as error:
+        raise FailedPrecondition(f"the configuration's rootfs.diff_ids: {error}") from None
+    return Config(_platform(document), checked, document)
+
+
+def children(media_type: str, data: bytes) -> list[Descriptor]:
+    """What a blob refers to: an index its manifests, a manifest its configuration and layers, another nothing."""
+    if media_type in INDEXES:
+        return [_descriptor(one) for one in _list(_load(data, "index"), "manifests", MAX_MANIFESTS)]
+    if media_type in MANIFESTS:
+        document = _load(data, "manifest")
+        layers = [_descriptor(one) for one in _list(document, "layers", MAX_LAYERS)]
+        return [_descriptor(document.get("config")), *layers]
+    return []
+
+
+def chain_ids(diff_ids: Iterable[str]) -> list[str]:
+    """The chain ID of each layer, bottom first (OCI image-spec, config.md#layer-chainid)."""
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        if not chain:
+            chain.append(diff_id)
+        else:
+            chain.append(f"sha256:{hashlib.sha256(f'{chain[-1]} {diff_id}'.encode()).hexdigest()}")
+    return chain
+
+
+def _load(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        raise FailedPrecondition(f"the {what} isn't JSON") from None
+    if not isinstance(document, dict):
+        raise FailedPrecondition(f"the {what} isn't a JSON object")
+    return document
+
+
+def _list(document: dict[str, Any], key: str, longest: int) -> list[Any]:
+    value = document.get(key) or []
+    if not isinstance(value, list) or len(value) > longest:
+        raise FailedPrecondition(f"{key!r} isn't a list of at most {longest}")
+    return value
+
+
+def _descriptor(entry: Any) -> Descriptor:
+    if not isinstance(entry, dict):
+        raise FailedPrecondition("a descriptor is missing, or isn't a JSON object")
+    annotations = entry.get("annotations") or {}
+    try:
+        return Descriptor(
+            media_type=entry.get("mediaType", ""), digest=entry.get("digest", ""), size=entry.get("size", -1),
+            annotations=annotations, platform=_platform(entry.get("platform")),
+        )  # fmt: skip
+    except ValidationError:
+        raise FailedPrecondition("a descriptor needs a media type, a sha256 or sha512 digest, and a size") from None
+
+
+def _platform(value: Any) -> Platform | None:
+    if not isinstance(value, dict):
+        return None
+    named = {key: value.get(key) or "" for key in ("os", "architecture", "variant")}
+    if not all(isinstance(one, str) for one in named.values()) or not named["os"] or not named["architecture"]:
+        return None
+    version = value.get("os.version")
+    return Platform(**named, os_version=version if isinstance(version, str) else "")

@@ -1,0 +1,218 @@
+"""Pulls: reference, index, platform, manifest, then configuration and layers, downloaded side by side and unpacked.
+
+A layer is unpacked by the snapshot service as soon as it and those below it are here, while later ones still come. The
+image's record is the last thing to be written, durably, in the transaction that ends the pull. A pull that fails or is
+cancelled leaves nothing that wasn't there before; one whose copy of this service died is taken up by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+from shoal_bus.api import snapshot as snapshots
+from shoal_bus.api.content import Image, PullImage
+from shoal_bus.context import Context
+from shoal_bus.database import Database
+from shoal_bus.errors import Cancelled, NotFound, ShoalError
+from shoal_bus.locks import Locks
+from shoal_bus.types import Descriptor
+
+from shoal_content import media, platforms, reference
+from shoal_content.collect import Collector, snapshot_lock
+from shoal_content.fetch import Fetcher
+from shoal_content.holds import Holds
+from shoal_content.images import Images
+from shoal_content.progress import Progress
+from shoal_content.reference import Reference
+from shoal_content.registry.http import HttpResolver
+from shoal_content.registry.resolver import Resolver
+from shoal_content.store import Store
+from shoal_content.tree import check, choose_manifest
+
+log = structlog.get_logger(__name__)
+
+_UNPACK_TRIES = 5
+
+
+class Pulls:
+    """`IMAGE_PULL`."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        images: Images,
+        holds: Holds,
+        fetcher: Fetcher,
+        collector: Collector,
+        locks: Locks,
+    ) -> None:
+        self.db, self.store, self.images, self.holds = database, store, images, holds
+        self.fetcher, self.collector, self.locks = fetcher, collector, locks
+
+    async def pull(self, ctx: Context, request: PullImage) -> Image:
+        """Fetches an image, verifies and unpacks it."""
+        wanted = reference.parse(request.name)
+        platforms.wanted(request.platform)  # one that can't be read is refused before anything is asked for
+        nonce = self.holds.begin(ctx.id, ctx.namespace)
+        try:
+            async with HttpResolver(wanted, plain_http=request.plain_http) as resolver:
+                return await _Pull(self, ctx, request, wanted, resolver, nonce).run()
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and ctx.draining.is_set():
+                raise  # the next copy goes on where this one stopped
+            await self._undo_and_say(ctx, request)
+            raise
+
+    async def undo(self, ctx: Context, request: PullImage) -> None:
+        """Takes away what a pull brought that came to nothing."""
+        self.holds.fail(ctx.id)
+        await self.collector.finish(ctx.client)
+
+    async def _undo_and_say(self, ctx: Context, request: PullImage) -> None:
+        try:
+            await self.undo(ctx, request)
+        except Exception:
+            # What the pull failed with is its caller's; the sweep undoes what is left (`Holds.dead`).
+            ctx.log.exception("pull.undo_failed", image=request.name)
+
+
+class _Pull:
+    """One pull."""
+
+    def __init__(
+        self, pulls: Pulls, ctx: Context, request: PullImage, wanted: Reference, resolver: Resolver, nonce: str
+    ) -> None:
+        self._pulls, self._ctx, self._request = pulls, ctx, request
+        self._wanted, self._resolver, self._nonce = wanted, resolver, nonce
+        self._progress = Progress(str(wanted), ctx.progress)
+        self._slots = asyncio.Semaphore(request.max_concurrent_downloads)
+
+    async def run(self) -> Image:
+        self._progress.resolving()
+        target, data = await self._resolver.resolve(self._wanted)
+        manifest = await self._choose(target, data)
+        self._progress.layers(manifest.layers)
+        config = await self._config(manifest)
+        check(str(self._wanted), manifest, config, self._request.platform)
+        await self._layers(manifest.layers, config.diff_ids)
+        return await self._record(target)
+
+    async def _choose(self, target: Descriptor, data: bytes) -> media.Manifest:
+        """Keeps the target and, where it is an index, the manifest for the platform."""
+        name = str(self._wanted)
+        if target.media_type in media.INDEXES:
+            chosen = choose_manifest(name, media.read_index(data), self._request.platform)
+            await self._keep(target, data)
+            data, target = await self._resolver.manifest(self._wanted, chosen), chosen
+        manifest = media.read_manifest(data)
+        await self._keep(target, data)
+        return manifest
+
+    async def _keep(self, descriptor: Descriptor, data: bytes) -> None:
+        await self._pulls.fetcher.keep(self._ctx.id, self._ctx.namespace, descriptor, data)
+
+    async def _config(self, manifest: media.Manifest) -> media.Config:
+        await self._fetch(manifest.config)
+        return media.read_config(self._pulls.store.open(self._ctx.namespace, manifest.config.digest))
+
+    async def _fetch(self, descriptor: Descriptor, at: int | None = None) -> bool:
+        def report(arrived: int) -> None:
+            if at is not None:
+                self._progress.layer(at, "downloading", arrived=arrived)
+
+        return await self._pulls.fetcher.fetch(
+            self._ctx.id, self._ctx.namespace, self._resolver, self._wanted, descriptor, report
+        )
+
+    # --------------------------------------------------------------------------------------------------------- layers
+
+    async def _layers(self, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                downloads = [group.create_task(self._download(at, layer)) for at, layer in enumerate(layers)]
+                parent = ""
+                for at, chain_id in enumerate(media.chain_ids(diff_ids)):
+                    await downloads[at]
+                    if self._request.snapshotter:
+                        await self._unpack(at, layers[at], diff_ids[at], chain_id, parent)
+                    parent = chain_id
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
+
+    async def _download(self, at: int, layer: Descriptor) -> None:
+        async with self._slots:
+            fetched = await self._fetch(layer, at)
+        self._progress.layer(at, "downloaded" if fetched else "exists", arrived=layer.size)
+
+    async def _unpack(self, at: int, layer: Descriptor, diff_id: str, chain_id: str, parent: str) -> None:
+        """Has the snapshot service make a layer a snapshot, unless there is one."""
+        if await self._hold_snapshot(at, chain_id):
+            self._progress.layer(at, "exists")
+            return
+        self._progress.layer(at, "extracting", offset=0)
+        request = snapshots.UnpackLayer(
+            name=chain_id,
+            parent=parent,
+            descriptor=layer,
+            path=str(self._pulls.store.path(layer.digest)),
+            diff_id=diff_id,
+        )
+
+        def report(progress: snapshots.ApplyProgress) -> None:
+            self._progress.layer(at, "extracting", offset=progress.offset)
+
+        verb = snapshots.SNAPSHOT_UNPACK.on(self._request.snapshotter)
+        for attempt in range(_UNPACK_TRIES):
+            try:
+                await self._ctx.operate(verb, request, step=f"{self._nonce}.{at}.{attempt}", on_progress=report)
+                break
+            except Cancelled:
+                # A copy of ours that was stopped, or away for too long, had it cancelled: this is another try.
+                if attempt == _UNPACK_TRIES - 1:
+                    raise
+            except ShoalError as error:
+                raise type(error)(f"{self._wanted}: layer {layer.digest}: {error.message}", hint=error.hint) from None
+        self._progress.layer(at, "done", offset=layer.size)
+
+    async def _hold_snapshot(self, at: int, chain_id: str) -> bool:
+        """Holds a layer's snapshot; says whether it is there already."""
+        snapshotter, namespace = self._request.snapshotter, self._ctx.namespace
+        # Under this lock the collector decides whether it goes.
+        async with self._pulls.locks.hold(snapshot_lock(namespace, snapshotter, chain_id)):
+            try:
+                stat = snapshots.SNAPSHOT_STAT.on(snapshotter)
+                await self._ctx.client.call(stat, snapshots.SnapshotRequest(key=chain_id), patience=30.0)
+                there = True
+            except NotFound:
+                there = False
+            self._pulls.holds.hold_snapshot(self._ctx.id, namespace, snapshotter, chain_id, at, made=not there)
+        return there
+
+    # --------------------------------------------------------------------------------------------------------- record
+
+    async def _record(self, target: Descriptor) -> Image:
+        """The image's record, and the end of this pull; what only the old record needed goes."""
+        pulls, ctx, name = self._pulls, self._ctx, str(self._wanted)
+        with pulls.db.write(durable=True) as tx:
+            old = pulls.images.find(ctx.namespace, name)
+            labels = (old.labels if old is not None else {}) | self._request.labels
+            image = pulls.images.put(tx, ctx.namespace, name, target, labels, ctx.id)
+            pulls.holds.succeed(tx, ctx.id, ctx.namespace, name)
+            if old is not None and old.target.digest != target.digest:
+                pulls.collector.collect_tree(tx, ctx.namespace, old.target)
+            ctx.answer(tx, image)
+        self._progress.done()
+        try:
+            await pulls.collector.finish(ctx.client)
+        except OSError as error:
+            log.warning("pull.collect_later", image=name, error=str(error))
+        return image
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a group of tasks failed with first; the others were cancelled because of it."""
+    first = failures.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,82 @@
+"""Subjects to domain: which verb is answered by what, and what it locks."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from shoal_bus.api import content as api
+from shoal_bus.client import Client
+from shoal_bus.process import Process
+
+from shoal_content import reference
+from shoal_content.collect import Collector
+from shoal_content.fetch import Fetcher
+from shoal_content.holds import Holds
+from shoal_content.images import Images
+from shoal_content.ingests import Ingests
+from shoal_content.layout import Layout
+from shoal_content.namespaces import Namespaces
+from shoal_content.pull import Pulls
+from shoal_content.reconcile import reconcile, undo_dead_pulls
+from shoal_content.resolve import Resolving
+from shoal_content.schema import MIGRATIONS
+from shoal_content.store import Store
+from shoal_content.tree import Trees
+
+log = structlog.get_logger(__name__)
+
+_SWEEP_SECONDS = 20.0
+
+
+async def setup(process: Process) -> None:
+    """Registers every verb, and mends what the last copy left."""
+    database = process.database(MIGRATIONS)
+    service = process.service("blobs, images, namespaces, and pulls from registries")
+    layout = Layout(process.root)
+    store = Store(database, layout)
+    trees = Trees(store)
+    collector = Collector(database, store, trees, process.locks)
+    images = Images(database, collector)
+    resolving = Resolving(trees, images)
+    ingests = Ingests(database, layout, store)
+    holds = Holds(database, store, ingests, collector)
+    fetcher = Fetcher(database, store, ingests, holds, process.locks)
+    pulls = Pulls(database, store, images, holds, fetcher, collector, process.locks)
+    namespaces = Namespaces(database)
+
+    service.handle(api.BLOB_INFO, store.info)
+    service.stream(api.BLOB_LIST, store.list)
+    service.stream(api.BLOB_READ, store.read)
+    service.handle(api.BLOB_CLAIM, store.claim)
+    service.handle(api.BLOB_DELETE, store.delete, lock=lambda r: f"blob/{r.digest}")
+    service.handle(api.INGEST_WRITE, ingests.write, lock=lambda r: f"ingest/{r.ref}")
+    service.handle(api.INGEST_STATUS, ingests.status)
+    service.stream(api.INGEST_LIST, ingests.list)
+    service.handle(api.INGEST_ABORT, ingests.abort, lock=lambda r: f"ingest/{r.ref}")
+    service.handle(api.IMAGE_GET, images.get)
+    service.stream(api.IMAGE_LIST, images.list)
+    service.handle(api.IMAGE_CREATE, images.create, lock=lambda r: f"image/{r.name}")
+    service.handle(api.IMAGE_UPDATE, images.update, lock=lambda r: f"image/{r.name}")
+    service.handle(api.IMAGE_DELETE, images.delete, lock=lambda r: f"image/{r.name}")
+    service.handle(api.IMAGE_RESOLVE, resolving.resolve)
+    # Not the image's own lock: whoever deletes it meanwhile needn't wait for the end of a pull.
+    service.operate(api.IMAGE_PULL, pulls.pull, undo=pulls.undo, lock=lambda r: f"pull/{reference.parse(r.name)}")
+    service.handle(api.NAMESPACE_GET, namespaces.get)
+    service.stream(api.NAMESPACE_LIST, namespaces.list)
+    service.handle(api.NAMESPACE_CREATE, namespaces.create, lock=lambda r: f"namespace/{r.name}")
+    service.handle(api.NAMESPACE_UPDATE, namespaces.update, lock=lambda r: f"namespace/{r.name}")
+    service.handle(api.NAMESPACE_DELETE, namespaces.delete, lock=lambda r: f"namespace/{r.name}")
+    reconcile(database, layout, holds)
+    service.background(_sweep(holds, collector, service.client), "collect")
+
+
+async def _sweep(holds: Holds, collector: Collector, client: Client) -> None:
+    """At the start, and now and then, removes what couldn't be removed when it became superfluous."""
+    while True:
+        try:
+            undo_dead_pulls(holds)
+            await collector.finish(client)
+        except Exception:
+            log.exception("sweep.failed")
+        await asyncio.sleep(_SWEEP_SECONDS)
