@@ -1,0 +1,277 @@
+"""The directories a layer is extracted into: every path of an archive becomes a directory inside the root, or an error.
+
+A path is walked one component at a time, from a file descriptor of the root on, and no component is followed by the
+kernel: a link is read here and walked in the same way, with `..` never going above the root. So neither an absolute
+name nor `..` nor a link, whether this archive made it, an earlier layer did, or the one before in the chain, leads out.
+
+A path goes through the whole chain, as it would if it were mounted: what the layer itself doesn't hold is looked up in
+the layers below. A directory that is only implied takes that one's attributes, or is root's with mode 0755.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from shoal_snapshot.apply import overlay
+from shoal_snapshot.apply.errors import Unacceptable, shown
+from shoal_snapshot.syscalls import open_in_root
+
+MAX_DEPTH = 1000
+MAX_PATH_BYTES = 4000  # below PATH_MAX: directories are named by their paths in the root
+_MAX_LINKS = 40  # the kernel's own limit (path_resolution(7))
+_MAX_OPEN = 400
+_MAX_KNOWN = 50_000
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(slots=True)
+class Attributes:
+    """What a directory gets when everything in it has been made: until then it is plain, and open to us alone."""
+
+    mode: int
+    uid: int
+    gid: int
+    atime: int
+    mtime: int
+    xattrs: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Directory:
+    """A directory of the layer: its path in the root, without links, and the same directory in the layers below."""
+
+    path: bytes
+    below: tuple[bytes, ...]
+    inherits: bool
+    """What is made in it gets its group (setgid): it was there before, with that mode."""
+
+
+class Directories:
+    """The directories of one extraction. `lowers` are the roots of the layers below, the highest first."""
+
+    def __init__(self, root: str, lowers: Sequence[str] = ()) -> None:
+        self._root_fd = os.open(root, _FLAGS)
+        below = () if overlay.is_opaque(self._root_fd) else tuple(os.fsencode(lower) for lower in lowers)
+        inherits = bool(os.fstat(self._root_fd).st_mode & stat.S_ISGID)
+        self.root = Directory(b"", below, inherits)
+        self._known: dict[bytes, Directory] = {b"": self.root}
+        """By their paths, without links."""
+        self._aliases: dict[bytes, Directory] = {b"": self.root}
+        """By the names they were asked for."""
+        self._fds: OrderedDict[bytes, int] = OrderedDict()
+        self.pending: dict[bytes, Attributes] = {}
+        """What directories get at the end, by path."""
+
+    def close(self) -> None:
+        """Closes every file descriptor."""
+        self.forget()
+        os.close(self._root_fd)
+
+    def fd(self, directory: Directory) -> int:
+        """A file descriptor of it, good until the next call of any method here for another directory."""
+        path = directory.path
+        if not path:
+            return self._root_fd
+        fd = self._fds.get(path)
+        if fd is not None:
+            self._fds.move_to_end(path)
+            return fd
+        fd = open_in_root(self._root_fd, path, _FLAGS)
+        self._remember(path, fd)
+        return fd
+
+    def resolve(self, path: bytes) -> Directory:
+        """The directory at `path` (with `/` between, none at its ends), made with all its parents where it isn't there.
+
+        FAILED_PRECONDITION: something else is in the way, or links go round in circles.
+        """
+        found = self._aliases.get(path)
+        if found is not None:
+            return found
+        if path.count(b"/") > MAX_DEPTH:
+            raise Unacceptable(f"{shown(path)}: more than {MAX_DEPTH} directories deep")
+        parent, slash, name = path.rpartition(b"/")
+        near = self._aliases.get(parent) if slash else None
+        stack = self._ancestors(near or self.root)
+        todo = [name] if near else path.split(b"/")[::-1]
+        links = 0
+        while todo:
+            part = todo.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                if len(stack) > 1:
+                    stack.pop()
+                continue
+            step = self._step(stack[-1], part)
+            if isinstance(step, Directory):
+                stack.append(step)
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                raise Unacceptable(f"{shown(path)}: too many symbolic links")
+            if step.startswith(b"/"):
+                del stack[1:]
+            todo.extend(step.split(b"/")[::-1])
+            if len(todo) > 4 * MAX_DEPTH:
+                raise Unacceptable(f"{shown(path)}: its links lead too deep")
+        if len(stack) > MAX_DEPTH:
+            raise Unacceptable(f"{shown(path)}: more than {MAX_DEPTH} directories deep")
+        self._aliases[path] = stack[-1]
+        return stack[-1]
+
+    def enter(self, parent: Directory, name: bytes, *, fresh: bool) -> Directory:
+        """The directory `name` of `parent`, which is there; `fresh` when this layer just made it anew."""
+        path = parent.path + b"/" + name if parent.path else name
+        known = self._known.get(path)
+        if known is not None:
+            return known
+        if len(path) > MAX_PATH_BYTES:
+            raise Unacceptable(f"{shown(path)}: a path of {len(path)} bytes, at most {MAX_PATH_BYTES} are allowed")
+        if len(self._known) > _MAX_KNOWN:
+            self.forget()
+        fd = os.open(name, _FLAGS, dir_fd=self.fd(parent))
+        self._remember(path, fd)
+        inherits = not fresh and bool(os.fstat(fd).st_mode & stat.S_ISGID)
+        directory = Directory(path, self._below(parent, name, fd), inherits)
+        self._known[path] = directory
+        return directory
+
+    def hide(self, directory: Directory) -> None:
+        """Makes a directory opaque: nothing below shows through it."""
+        if not self.root.below and not directory.below:
+            return
+        os.setxattr(self.fd(directory), overlay.OPAQUE, b"y")
+        directory.below = ()
+        prefix = directory.path + b"/" if directory.path else b""
+        for path, known in self._known.items():
+            if path.startswith(prefix) and path:
+                known.below = ()
+
+    def forget(self) -> None:
+        """Forgets what is known of paths: a directory or a link has been replaced."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+        self._known = {b"": self.root}
+        self._aliases = {b"": self.root}
+
+    def removed(self, path: bytes) -> None:
+        """What was at `path`, and below it, is gone."""
+        self.forget()
+        prefix = path + b"/"
+        for known in [p for p in self.pending if p == path or p.startswith(prefix)]:
+            del self.pending[known]
+
+    def finish(self) -> int:
+        """Gives the directories their attributes, the deepest first, and says how many there were."""
+        for path in sorted(self.pending, key=lambda p: p.count(b"/"), reverse=True):
+            attributes = self.pending[path]
+            fd = open_in_root(self._root_fd, path, _FLAGS)
+            try:
+                os.fchown(fd, attributes.uid, attributes.gid)
+                set_xattrs(fd, attributes.xattrs, path)
+                os.fchmod(fd, attributes.mode)
+                os.utime(fd, ns=(attributes.atime, attributes.mtime))
+            finally:
+                os.close(fd)
+        return len(self.pending)
+
+    # ---------------------------------------------------------------------------------------------------------- walking
+
+    def _step(self, parent: Directory, name: bytes) -> Directory | bytes:
+        """One component: the directory it is, or the target of the link it is."""
+        path = parent.path + b"/" + name if parent.path else name
+        known = self._known.get(path)
+        if known is not None:
+            return known
+        fd = self.fd(parent)
+        try:
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return self._imply(parent, name, path)
+        if stat.S_ISDIR(status.st_mode):
+            return self.enter(parent, name, fresh=False)
+        if stat.S_ISLNK(status.st_mode):
+            return os.readlink(name, dir_fd=fd)
+        if overlay.is_whiteout(status):
+            os.unlink(name, dir_fd=fd)
+            os.mkdir(name, 0o755, dir_fd=fd)
+            directory = self.enter(parent, name, fresh=True)
+            self.hide(directory)
+            return directory
+        raise Unacceptable(f"{shown(path)}: is in the way of a directory")
+
+    def _imply(self, parent: Directory, name: bytes, path: bytes) -> Directory | bytes:
+        below = overlay.look_below(parent.below, name)
+        if below is not None and stat.S_ISLNK(below.status.st_mode):
+            return os.readlink(below.paths[0])  # noqa: PTH115 (bytes)
+        os.mkdir(name, 0o755, dir_fd=self.fd(parent))
+        if below is not None and stat.S_ISDIR(below.status.st_mode):
+            was = below.status
+            self.pending[path] = Attributes(
+                stat.S_IMODE(was.st_mode), was.st_uid, was.st_gid, was.st_atime_ns, was.st_mtime_ns,
+                read_xattrs(below.paths[0]),
+            )  # fmt: skip
+        return self.enter(parent, name, fresh=True)
+
+    def _below(self, parent: Directory, name: bytes, fd: int) -> tuple[bytes, ...]:
+        if not parent.below or overlay.is_opaque(fd):
+            return ()
+        below = overlay.look_below(parent.below, name)
+        return below.paths if below is not None and stat.S_ISDIR(below.status.st_mode) else ()
+
+    def _ancestors(self, directory: Directory) -> list[Directory]:
+        """A directory and all those it lies in, from the root on."""
+        stack, at = [self.root], -1
+        path = directory.path
+        while path and (at := path.find(b"/", at + 1)) >= 0:
+            stack.append(self._known.get(path[:at]) or self._reenter(stack[-1], path[:at]))
+        return [*stack, directory] if path else stack
+
+    def _reenter(self, parent: Directory, path: bytes) -> Directory:
+        return self.enter(parent, path.rpartition(b"/")[2], fresh=False)
+
+    def _remember(self, path: bytes, fd: int) -> None:
+        while len(self._fds) >= _MAX_OPEN:
+            os.close(self._fds.popitem(last=False)[1])
+        stale = self._fds.pop(path, None)
+        if stale is not None:
+            os.close(stale)
+        self._fds[path] = fd
+
+
+def set_xattrs(target: int | bytes, xattrs: dict[str, bytes], name: bytes) -> None:
+    """Sets extended attributes, without following a link.
+
+    Those a file system doesn't have are passed over, as containerd does, and so are overlayfs's own: they are marks of
+    the storage, not of the layer. Only files and directories can have `user.*` (xattr(7)): by their descriptor; a link
+    or a device, which are named by path, go without.
+    """
+    for key, value in xattrs.items():
+        if key.startswith(overlay.PRIVATE):
+            continue
+        try:
+            os.setxattr(target, key, value, follow_symlinks=isinstance(target, int))
+        except OSError as error:
+            special = error.errno == errno.EPERM and key.startswith("user.") and not isinstance(target, int)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if error.errno != errno.ENOTSUP and not special:
+                raise Unacceptable(f"{shown(name)}: attribute {key}: {error.strerror}") from None
+
+
+def read_xattrs(path: bytes) -> dict[str, bytes]:
+    """The extended attributes of a file that belong to it and not to overlayfs."""
+    found: dict[str, bytes] = {}
+    with suppress(OSError):  # a file system without them has none
+        for key in os.listxattr(path, follow_symlinks=False):
+            if not key.startswith("trusted."):
+                found[key] = os.getxattr(path, key, follow_symlinks=False)
+    return found

@@ -1,0 +1,128 @@
+"""The process that extracts layers: `python -P -m shoal_snapshot.apply.worker <parent's pid>`.
+
+It says `{"ready": …}`, then reads jobs from standard input, one at a time and each on a line of JSON, and answers on
+standard output: any number of `{"offset": …}` while it reads, then `{"done": {…}}` or `{"error": {…}}`. It ends with
+its input, and is killed with its parent.
+
+A job holds a lock on the directory it writes to, so that who takes over from a killed service can't begin
+before this worker is dead, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from shoal_snapshot import disk
+from shoal_snapshot.apply.errors import ApplyError, of_os_error
+from shoal_snapshot.apply.extract import extract
+from shoal_snapshot.apply.stream import LayerStream
+from shoal_snapshot.apply.tar import TarReader
+from shoal_snapshot.syscalls import die_with_parent, syncfs
+
+_PROGRESS_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One layer and where it goes. Digests, sizes and media type are the blob's descriptor's."""
+
+    path: str
+    media_type: str
+    digest: str
+    size: int
+    root: str
+    lowers: list[str] = field(default_factory=list)
+    """The layers below, the highest first."""
+    diff_id: str = ""
+    sync: bool = False
+    """Have it all on disk in the end."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was written, and what it takes; the uncompressed layer's digest and size."""
+
+    diff_id: str
+    uncompressed: int
+    entries: int
+    usage_size: int = 0
+    usage_inodes: int = 0
+
+
+class _Output:
+    """Lines of JSON to the parent, from several threads."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._lock = fd, threading.Lock()
+
+    def say(self, message: dict[str, Any]) -> None:
+        line = json.dumps(message).encode() + b"\n"
+        with self._lock:
+            while line:
+                line = line[os.write(self._fd, line) :]
+
+
+def apply(job: Job, output: _Output) -> Done:
+    """Carries one job out. What it raises is an ApplyError or an OSError; what was written until then stays."""
+    stop = threading.Event()
+    with disk.locked(job.root), LayerStream(job.path, job.media_type, job.digest, job.size, job.diff_id) as layer:
+
+        def report() -> None:
+            told = 0
+            while not stop.wait(_PROGRESS_SECONDS):
+                if layer.offset != told:
+                    told = layer.offset
+                    output.say({"offset": told})
+
+        reporter = threading.Thread(target=report, name="progress", daemon=True)
+        reporter.start()
+        try:
+            entries = extract(TarReader(layer.chunks()), job.root, job.lowers)
+            layer.verify(job.diff_id)
+        finally:
+            stop.set()
+            reporter.join()
+        uncompressed, diff_id = layer.uncompressed, layer.diff_id
+    if job.sync:
+        syncfs(job.root)
+    size, inodes = disk.usage(job.root)
+    return Done(diff_id, uncompressed, entries, size, inodes)
+
+
+def main() -> None:
+    """Jobs until the input ends."""
+    # A signal for the whole group is the service's affair: it ends this process when it has no use for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(int(sys.argv[1]))
+    os.umask(0)
+    # What a library prints must not look like an answer.
+    output = _Output(os.dup(sys.stdout.fileno()))
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    output.say({"ready": os.getpid()})
+    for line in sys.stdin.buffer:
+        job = Job(**json.loads(line))
+        try:
+            output.say({"done": asdict(apply(job, output))})
+        except (ApplyError, OSError, MemoryError) as error:
+            told = _told(error, job)
+            output.say({"error": {"code": told.code, "message": told.message, "hint": told.hint}})
+
+
+def _told(error: BaseException, job: Job) -> ApplyError:
+    if isinstance(error, OSError):
+        return of_os_error(error, f"layer {job.digest}")
+    if isinstance(error, MemoryError):
+        return ApplyError(f"layer {job.digest}: out of memory", code="RESOURCE_EXHAUSTED")
+    assert isinstance(error, ApplyError)
+    return error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""What the service remembers: snapshots, and which one lies on which.
+
+A snapshot's `id` names its directory and never changes; its key does, when it is committed under another name.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from shoal_bus.api.snapshot import Kind, SnapshotInfo, Usage
+from shoal_bus.database import Database, Transaction
+from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from shoal_bus.filters import label_field
+from shoal_bus.message import pack, unpack
+
+MIGRATIONS = [
+    """
+CREATE TABLE snapshots (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used twice: it names a directory
+    snapshotter TEXT NOT NULL,
+    namespace   TEXT NOT NULL,
+    key         TEXT NOT NULL,
+    parent_id   INTEGER REFERENCES snapshots (id),
+    kind        TEXT NOT NULL,                       -- active, view, committed
+    labels      BLOB NOT NULL,
+    size        INTEGER NOT NULL DEFAULT 0,          -- bytes and inodes of a committed one
+    inodes      INTEGER NOT NULL DEFAULT 0,
+    request_id  TEXT NOT NULL,
+    created_at  REAL NOT NULL,
+    updated_at  REAL NOT NULL,
+    UNIQUE (snapshotter, namespace, key)
+);
+CREATE INDEX snapshots_parent ON snapshots (parent_id);
+CREATE TABLE applies (                               -- layers being applied to active snapshots
+    request_id  TEXT PRIMARY KEY,
+    snapshot_id INTEGER NOT NULL REFERENCES snapshots (id) ON DELETE CASCADE,
+    was_empty   INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+]
+
+MAX_DEPTH = 500
+"""Layers in a chain: as many as the kernel's overlayfs merges (OVL_MAX_STACK)."""
+
+_SELECT = "SELECT s.*, p.key AS parent FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent_id"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One row, with its parent's key."""
+
+    id: int
+    namespace: str
+    key: str
+    parent_id: int | None
+    parent: str
+    kind: Kind
+    labels: dict[str, str]
+    usage: Usage
+    request_id: str
+    created_at: datetime
+    updated_at: datetime
+
+    def info(self) -> SnapshotInfo:
+        """The record as the bus has it."""
+        return SnapshotInfo(
+            key=self.key, parent=self.parent, kind=self.kind, labels=self.labels,
+            created_at=self.created_at, updated_at=self.updated_at,
+        )  # fmt: skip
+
+    def field(self, path: Sequence[str]) -> str | None:
+        """What containerd's filters find at a field path: `kind`, `name`, `parent`, `labels.<key>`."""
+        if len(path) == 1 and path[0] in ("kind", "name", "parent"):
+            return {"kind": self.kind, "name": self.key, "parent": self.parent}[path[0]]
+        return label_field(self.labels, path)
+
+
+class Records:
+    """The snapshots of one snapshotter. Whatever changes them is given a transaction, and raises before it changes."""
+
+    def __init__(self, database: Database, snapshotter: str) -> None:
+        self.db, self.snapshotter = database, snapshotter
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    def find(self, namespace: str, key: str) -> Snapshot | None:
+        """The snapshot of that key, or None."""
+        row = self.db.read_one(
+            f"{_SELECT} WHERE s.snapshotter = ? AND s.namespace = ? AND s.key = ?", (self.snapshotter, namespace, key)
+        )
+        return _snapshot(row) if row is not None else None
+
+    def get(self, namespace: str, key: str) -> Snapshot:
+        """The snapshot of that key, or NOT_FOUND."""
+        found = self.find(namespace, key)
+        if found is None:
+            raise NotFound(f"snapshot {key}: not found")
+        return found
+
+    def by_id(self, namespace: str, id: int) -> Snapshot | None:
+        """The snapshot whose directory is `id`, if it is that namespace's."""
+        row = self.db.read_one(
+            f"{_SELECT} WHERE s.snapshotter = ? AND s.namespace = ? AND s.id = ?", (self.snapshotter, namespace, id)
+        )
+        return _snapshot(row) if row is not None else None
+
+    def of(self, namespace: str, after: str, limit: int) -> list[Snapshot]:
+        """The next snapshots of a namespace in the order of their keys: a long list is read page by page."""
+        rows = self.db.read(
+            f"{_SELECT} WHERE s.snapshotter = ? AND s.namespace = ? AND s.key > ? ORDER BY s.key LIMIT ?",
+            (self.snapshotter, namespace, after, limit),
+        )
+        return [_snapshot(row) for row in rows]
+
+    def all(self) -> list[Snapshot]:
+        """Every snapshot of every namespace, parents first."""
+        rows = self.db.read(f"{_SELECT} WHERE s.snapshotter = ? ORDER BY s.id", (self.snapshotter,))
+        return [_snapshot(row) for row in rows]
+
+    def parents(self, snapshot: Snapshot) -> list[int]:
+        """The ids of what a snapshot lies on, the nearest first."""
+        rows = self.db.read(
+            "WITH RECURSIVE chain (id, depth) AS ("
+            " SELECT ?, 0 WHERE ? IS NOT NULL"
+            " UNION ALL SELECT s.parent_id, c.depth + 1 FROM snapshots s JOIN chain c ON s.id = c.id"
+            "  WHERE s.parent_id IS NOT NULL)"
+            " SELECT id FROM chain ORDER BY depth",
+            (snapshot.parent_id, snapshot.parent_id),
+        )
+        return [row["id"] for row in rows]
+
+    # -------------------------------------------------------------------------------------------------------- changing
+
+    def add(
+        self, tx: Transaction, namespace: str, key: str, kind: Kind, parent: str, labels: Mapping[str, str],
+        request_id: str,
+    ) -> Snapshot:  # fmt: skip
+        """A new snapshot on top of a committed one. ALREADY_EXISTS, NOT_FOUND for the parent, INVALID_ARGUMENT."""
+        if self.find(namespace, key) is not None:
+            raise AlreadyExists(f"snapshot {key}: already exists")
+        below = self._committed_parent(namespace, parent) if parent else None
+        now = time.time()
+        tx.execute(
+            "INSERT INTO snapshots"
+            " (snapshotter, namespace, key, parent_id, kind, labels, request_id, created_at, updated_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (self.snapshotter, namespace, key, below.id if below else None, kind, _packed(labels), request_id,
+             now, now),
+        )  # fmt: skip
+        added = self.get(namespace, key)
+        if len(self.parents(added)) > MAX_DEPTH:
+            raise FailedPrecondition(f"snapshot {key}: more than {MAX_DEPTH} layers below it")
+        return added
+
+    def commit(
+        self, tx: Transaction, snapshot: Snapshot, name: str, labels: Mapping[str, str], usage: Usage
+    ) -> Snapshot:
+        """The active `snapshot` becomes the committed `name`; its labels are replaced. ALREADY_EXISTS for the name."""
+        now = time.time()
+        current = self.get(snapshot.namespace, snapshot.key)
+        if current.id != snapshot.id or current.kind != "active":
+            raise FailedPrecondition(f"snapshot {snapshot.key}: is {current.kind}, only an active one can be committed")
+        if self.find(snapshot.namespace, name) is not None:
+            raise AlreadyExists(f"snapshot {name}: already exists")
+        tx.execute(
+            "UPDATE snapshots SET key = ?, kind = 'committed', labels = ?, size = ?, inodes = ?, created_at = ?,"
+            " updated_at = ? WHERE id = ?",
+            (name, _packed(labels), usage.size, usage.inodes, now, now, snapshot.id),
+        )
+        return self.get(snapshot.namespace, name)
+
+    def label(self, tx: Transaction, snapshot: Snapshot, labels: Mapping[str, str]) -> Snapshot:
+        """Replaces the labels."""
+        tx.execute(
+            "UPDATE snapshots SET labels = ?, updated_at = ? WHERE id = ?",
+            (_packed(labels), time.time(), snapshot.id),
+        )
+        return self.get(snapshot.namespace, snapshot.key)
+
+    def drop(self, tx: Transaction, snapshot: Snapshot) -> None:
+        """Removes the record. FAILED_PRECONDITION while others lie on it."""
+        child = self.db.read_one("SELECT key FROM snapshots WHERE parent_id = ? LIMIT 1", (snapshot.id,))
+        if child is not None:
+            raise FailedPrecondition(
+                f"snapshot {snapshot.key}: snapshot {child['key']} lies on it", hint="remove that one first"
+            )
+        tx.execute("DELETE FROM snapshots WHERE id = ?", (snapshot.id,))
+
+    def _committed_parent(self, namespace: str, parent: str) -> Snapshot:
+        below = self.find(namespace, parent)
+        if below is None:
+            raise NotFound(f"parent snapshot {parent}: not found")
+        if below.kind != "committed":
+            raise InvalidArgument(f"parent snapshot {parent}: is {below.kind}", hint="commit it first")
+        return below
+
+
+def _packed(labels: Mapping[str, str]) -> bytes:
+    """Labels as a row holds them; one with an empty value is none, as in containerd."""
+    return pack({key: value for key, value in labels.items() if value})
+
+
+def _snapshot(row: sqlite3.Row) -> Snapshot:
+    return Snapshot(
+        id=row["id"],
+        namespace=row["namespace"],
+        key=row["key"],
+        parent_id=row["parent_id"],
+        parent=row["parent"] or "",
+        kind=row["kind"],
+        labels=unpack(row["labels"]),
+        usage=Usage(size=row["size"], inodes=row["inodes"]),
+        request_id=row["request_id"],
+        created_at=datetime.fromtimestamp(row["created_at"], UTC),
+        updated_at=datetime.fromtimestamp(row["updated_at"], UTC),
+    )

@@ -1,0 +1,250 @@
+"""The life of snapshots: prepared or viewed, committed, looked at, removed. Everything the bus can ask but layers.
+
+Each change is one transaction, with its event and its answer in it. Directories are made before it commits and taken
+away after it has, so that a record always has its directory; a directory that a dead copy left without a record is
+found at the next start (`reconcile`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import structlog
+from shoal_bus.api import snapshot as api
+from shoal_bus.context import Context
+from shoal_bus.database import Database, Transaction
+from shoal_bus.errors import FailedPrecondition, InvalidArgument
+from shoal_bus.filters import compile_filters
+from shoal_bus.message import Empty
+from shoal_bus.types import Labels
+
+from shoal_snapshot import disk
+from shoal_snapshot.records import Records, Snapshot
+from shoal_snapshot.snapshotter import Snapshotter
+from shoal_snapshot.syscalls import syncfs
+
+log = structlog.get_logger(__name__)
+
+_PAGE = 200
+_REMOVE_SECONDS = 1.0
+"""How long a removal waits for the disk to be free again: long enough unless there is much of it."""
+
+
+class Snapshots:
+    """The snapshots of one snapshotter, by namespace and key."""
+
+    def __init__(self, database: Database, snapshotter: Snapshotter) -> None:
+        self.db, self.snapshotter = database, snapshotter
+        self.records = Records(database, snapshotter.name)
+        self._emptying: asyncio.Task[None] | None = None
+        self._more_trash = False
+
+    # -------------------------------------------------------------------------------------------------------- handlers
+
+    async def prepare(self, ctx: Context, request: api.PrepareSnapshot) -> api.Mounts:
+        """An active snapshot. NOT_FOUND or INVALID_ARGUMENT for its parent, ALREADY_EXISTS."""
+        return self.mounts_of(self.add(ctx, request.key, "active", request.parent, request.labels, answer=True))
+
+    async def view(self, ctx: Context, request: api.PrepareSnapshot) -> api.Mounts:
+        """A read-only snapshot. NOT_FOUND or INVALID_ARGUMENT for its parent, ALREADY_EXISTS."""
+        return self.mounts_of(self.add(ctx, request.key, "view", request.parent, request.labels, answer=True))
+
+    async def commit(self, ctx: Context, request: api.CommitSnapshot) -> api.SnapshotInfo:
+        """The active snapshot becomes a committed one, once its files are on disk. Its labels are replaced."""
+        snapshot = self.records.get(ctx.namespace, request.key)
+        if snapshot.kind != "active":
+            raise FailedPrecondition(f"snapshot {request.key}: is {snapshot.kind}, only an active one can be committed")
+        layer = str(self.snapshotter.layer(snapshot.id))
+        await asyncio.to_thread(syncfs, layer)
+        size, inodes = await asyncio.to_thread(disk.usage, layer)
+        with self.db.write(durable=True) as tx:
+            return self.commit_in(
+                tx, ctx, snapshot, request.name, request.labels, api.Usage(size=size, inodes=inodes)
+            ).info()
+
+    async def mounts(self, ctx: Context, request: api.SnapshotRequest) -> api.Mounts:
+        """How an active snapshot or a view is mounted."""
+        snapshot = self.records.get(ctx.namespace, request.key)
+        if snapshot.kind == "committed":
+            raise FailedPrecondition(f"snapshot {request.key}: is committed", hint="prepare or view one on top of it")
+        return self.mounts_of(snapshot)
+
+    async def stat(self, ctx: Context, request: api.SnapshotRequest) -> api.SnapshotInfo:
+        """A snapshot's record."""
+        return self.records.get(ctx.namespace, request.key).info()
+
+    async def update(self, ctx: Context, request: api.UpdateSnapshot) -> api.SnapshotInfo:
+        """Changes labels: all of them, or those that `fields` names; one without a value there is taken away."""
+        with self.db.write() as tx:
+            snapshot = self.records.get(ctx.namespace, request.key)
+            updated = self.records.label(tx, snapshot, _updated(snapshot.labels, request.labels, request.fields))
+            ctx.answer(tx, updated.info())
+        return updated.info()
+
+    async def each(self, ctx: Context, request: api.ListSnapshots) -> AsyncIterator[api.SnapshotInfo]:
+        """The snapshots of the namespace that match, by key."""
+        matches = compile_filters(request.filters)
+        after = ""
+        while page := self.records.of(ctx.namespace, after, _PAGE):
+            for snapshot in page:
+                if matches(snapshot.field):
+                    yield snapshot.info()
+            after = page[-1].key
+
+    async def usage(self, ctx: Context, request: api.SnapshotRequest) -> api.Usage:
+        """What a snapshot alone takes: of a committed one as it was recorded, of an active one as it is now."""
+        snapshot = self.records.get(ctx.namespace, request.key)
+        if snapshot.kind != "active":
+            return snapshot.usage
+        try:
+            size, inodes = await asyncio.to_thread(disk.usage, str(self.snapshotter.layer(snapshot.id)))
+        except FileNotFoundError:
+            return self.records.get(ctx.namespace, request.key).usage  # removed meanwhile, or a damaged one
+        return api.Usage(size=size, inodes=inodes)
+
+    async def remove(self, ctx: Context, request: api.SnapshotRequest) -> Empty:
+        """Removes a snapshot. FAILED_PRECONDITION while others lie on it."""
+        with self.db.write() as tx:
+            snapshot = self.records.get(ctx.namespace, request.key)
+            self._drop(tx, snapshot)
+            ctx.answer(tx, Empty())
+        self._discard(snapshot)
+        await self.settled(_REMOVE_SECONDS)
+        return Empty()
+
+    # ------------------------------------------------------------------------------------------------------ for layers
+
+    def mounts_of(self, snapshot: Snapshot) -> api.Mounts:
+        """A snapshot's mount list."""
+        parents = self.records.parents(snapshot)
+        return api.Mounts(mounts=self.snapshotter.mounts(snapshot.id, snapshot.kind, parents))
+
+    def lowers_of(self, snapshot: Snapshot) -> list[str]:
+        """The directories of the layers below a snapshot, the highest first."""
+        return [str(self.snapshotter.layer(parent)) for parent in self.records.parents(snapshot)]
+
+    def add(
+        self, ctx: Context, key: str, kind: api.Kind, parent: str, labels: Labels, *, answer: bool = False
+    ) -> Snapshot:
+        """A new snapshot with its directories and its event; with `answer`, its mounts are the request's answer."""
+        added: Snapshot | None = None
+        try:
+            with self.db.write() as tx:
+                added = self.records.add(tx, ctx.namespace, key, kind, parent, labels, ctx.id)
+                prepared = api.SnapshotPrepared(key=key, parent=parent, snapshotter=self.snapshotter.name)
+                tx.emit(ctx.namespace, api.SNAPSHOT_PREPARED, prepared)
+                self.snapshotter.make(added.id, kind, self.records.parents(added))
+                if answer:
+                    ctx.answer(tx, self.mounts_of(added))
+        except BaseException:
+            self._unmake(added)
+            raise
+        return added
+
+    def commit_in(
+        self, tx: Transaction, ctx: Context, snapshot: Snapshot, name: str, labels: Labels, usage: api.Usage
+    ) -> Snapshot:
+        """Commits a snapshot whose files are on disk, with its event and the request's answer, inside a transaction."""
+        committed = self.records.commit(tx, snapshot, name, labels, usage)
+        told = api.SnapshotCommitted(key=snapshot.key, name=name, snapshotter=self.snapshotter.name)
+        tx.emit(ctx.namespace, api.SNAPSHOT_COMMITTED, told)
+        ctx.answer(tx, committed.info())
+        return committed
+
+    def remove_if_there(self, namespace: str, key: str) -> bool:
+        """Removes a snapshot that nothing lies on; says whether there was one."""
+        with self.db.write() as tx:
+            snapshot = self.records.find(namespace, key)
+            if snapshot is not None:
+                self._drop(tx, snapshot)
+        if snapshot is not None:
+            self._discard(snapshot)
+        return snapshot is not None
+
+    async def abandon(self, snapshot: Snapshot) -> None:
+        """Removes what a failed attempt has made: its files before its record, or a full disk couldn't forget it."""
+        self._discard(snapshot)
+        await self.settled()
+        self.remove_if_there(snapshot.namespace, snapshot.key)
+
+    # ------------------------------------------------------------------------------------------------- start and stop
+
+    def reconcile(self) -> None:
+        """Mends what dead copies left: directories without a record, and records whose directory is gone.
+
+        The transaction keeps living copies from making or removing anything meanwhile. A record that others lie on is
+        left to be looked at: taking it away would take theirs.
+        """
+        with self.db.write() as tx:
+            there = self.snapshotter.ids()
+            recorded = {snapshot.id: snapshot for snapshot in self.records.all()}
+            for id in sorted(there - recorded.keys()):
+                self.snapshotter.discard(id)
+                log.info("reconcile.directory_without_record", id=id)
+            for id in sorted(recorded.keys() - there, reverse=True):
+                snapshot = recorded[id]
+                try:
+                    self._drop(tx, snapshot)
+                except FailedPrecondition as error:
+                    log.error("reconcile.directory_missing", snapshot=snapshot.key, error=str(error))
+                else:
+                    log.warning("reconcile.record_without_directory", snapshot=snapshot.key, id=id)
+        self._empty_soon()
+
+    async def settled(self, seconds: float | None = None) -> None:
+        """Returns when what was removed has been deleted, or after `seconds`."""
+        if self._emptying is not None:
+            await asyncio.wait({self._emptying}, timeout=seconds)
+
+    # ---------------------------------------------------------------------------------------------------------- within
+
+    def _unmake(self, added: Snapshot | None) -> None:
+        """Takes away the directories of a snapshot whose transaction didn't commit.
+
+        Its id is free again, so another copy may have made a new one of it: the transaction tells.
+        """
+        if added is None:
+            return
+        with self.db.write():
+            if self.records.by_id(added.namespace, added.id) is None:
+                self.snapshotter.discard(added.id)
+        self._empty_soon()
+
+    def _drop(self, tx: Transaction, snapshot: Snapshot) -> None:
+        self.records.drop(tx, snapshot)
+        removed = api.SnapshotRemoved(key=snapshot.key, snapshotter=self.snapshotter.name)
+        tx.emit(snapshot.namespace, api.SNAPSHOT_REMOVED, removed)
+
+    def _discard(self, snapshot: Snapshot) -> None:
+        self.snapshotter.discard(snapshot.id)
+        self._empty_soon()
+
+    def _empty_soon(self) -> None:
+        """Has the trash emptied in a thread, and once more if something comes meanwhile."""
+        self._more_trash = True
+        if self._emptying is None:
+            self._emptying = asyncio.create_task(self._empty())
+
+    async def _empty(self) -> None:
+        try:
+            while self._more_trash:
+                self._more_trash = False
+                await asyncio.to_thread(self.snapshotter.empty_trash)
+        finally:
+            self._emptying = None
+
+
+def _updated(labels: Labels, given: Labels, fields: list[str]) -> Labels:
+    if not fields:
+        return dict(given)
+    updated = dict(labels)
+    for path in fields:
+        if path == "labels":
+            updated = dict(given)
+            continue
+        prefix, _, key = path.partition(".")
+        if prefix != "labels" or not key:
+            raise InvalidArgument(f"field {path!r}: of a snapshot only labels can be changed", hint="as labels.<key>")
+        updated[key] = given.get(key, "")
+    return updated
