@@ -1,0 +1,1 @@
+"""shoal's runtime service: containers, tasks, and the shims that supervise them."""

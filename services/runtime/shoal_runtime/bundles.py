@@ -1,0 +1,70 @@
+"""Bundles: the directory an OCI runtime is given for each task (runtime-spec, bundle.md), below the state directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shoal_bus.errors import Internal
+
+from shoal_runtime.shim import mounts
+
+CONFIG, ROOTFS = "config.json", "rootfs"
+
+
+class Bundles:
+    """Every bundle of the node: `<state>/runtime/bundles/<namespace>/<id>`, root's alone."""
+
+    def __init__(self, state: Path) -> None:
+        self._directory = state / "bundles"
+
+    def path(self, namespace: str, id: str) -> Path:
+        """Where a task's bundle is, or would be."""
+        return self._directory / namespace / id
+
+    def make(self, namespace: str, id: str, spec: dict[str, Any]) -> Path:
+        """Makes a task's bundle with `spec` as its `config.json`; one that is there already is written again."""
+        bundle = self.path(namespace, id)
+        for directory in (self._directory, bundle.parent, bundle, bundle / ROOTFS):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        # A container whose user namespace maps root elsewhere must get through to its rootfs.
+        (bundle / ROOTFS).chmod(0o755) if not os.path.ismount(bundle / ROOTFS) else None
+        beside = bundle / f".{CONFIG}.{os.getpid()}"
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump(spec, file, separators=(",", ":"))
+        beside.rename(bundle / CONFIG)
+        return bundle
+
+    def remove(self, namespace: str, id: str) -> None:
+        """Removes a bundle that may be there, once nothing is mounted in it any more."""
+        bundle = self.path(namespace, id)
+        rootfs = bundle / ROOTFS
+        if not bundle.is_dir():
+            return
+        if os.path.ismount(rootfs):
+            mounts.unmount_all(str(rootfs))
+            if os.path.ismount(rootfs):
+                # Going on would delete the container's files, or its image's.
+                raise Internal(f"container {id}: its rootfs is still mounted at {rootfs}")
+        shutil.rmtree(bundle, ignore_errors=True)
+
+    def namespaces(self) -> list[str]:
+        """The namespaces that have, or had, a bundle."""
+        return sorted(entry.name for entry in self._directory.iterdir()) if self._directory.is_dir() else []
+
+    def forget(self, namespace: str) -> None:
+        """Removes the directory of a namespace without bundles."""
+        with suppress(OSError):
+            (self._directory / namespace).rmdir()
+
+    def all(self) -> Iterator[tuple[str, str]]:
+        """Namespace and id of every bundle there is."""
+        for namespace in self.namespaces():
+            for bundle in sorted((self._directory / namespace).iterdir()):
+                yield namespace, bundle.name

@@ -1,0 +1,181 @@
+"""Container records: what would run. Plain rows; a specification may be large, so lists are read page by page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from shoal_bus.api import runtime as api
+from shoal_bus.context import Context
+from shoal_bus.database import Database, Transaction
+from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from shoal_bus.filters import Field, compile_filters, label_field
+from shoal_bus.message import Empty, now, pack, unpack
+
+from shoal_runtime.spec import check_spec
+
+_PAGE = 32
+_COLUMNS = "id, image, labels, runtime, snapshotter, snapshot_key, network, created_at, updated_at"
+
+
+class Containers:
+    """The container records of every namespace."""
+
+    def __init__(self, database: Database, default_runtime: str) -> None:
+        self._db, self._default_runtime = database, default_runtime
+
+    def find(self, namespace: str, id: str) -> api.Container | None:
+        """The record, or None."""
+        row = self._db.read_one(
+            f"SELECT {_COLUMNS}, spec FROM containers WHERE namespace = ? AND id = ?",  # noqa: S608 (constant)
+            (namespace, id),
+        )
+        return _record(row) if row is not None else None
+
+    def require(self, namespace: str, id: str) -> api.Container:
+        """The record, or NOT_FOUND."""
+        record = self.find(namespace, id)
+        if record is None:
+            raise NotFound(f"container {id}: not found")
+        return record
+
+    def insert(self, tx: Transaction, namespace: str, record: api.Container, request_id: str) -> None:
+        """Makes the row and its event; ALREADY_EXISTS when there is one."""
+        if tx.execute("SELECT 1 FROM containers WHERE namespace = ? AND id = ?", (namespace, record.id)).fetchone():
+            raise AlreadyExists(f"container {record.id}: already exists", hint="remove it, or use another name")
+        tx.execute(
+            "INSERT INTO containers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (namespace, record.id, request_id, record.image, pack(record.labels), record.runtime, record.snapshotter,
+             record.snapshot_key, record.network, pack(record.spec), record.created_at.timestamp(),
+             record.updated_at.timestamp()),
+        )  # fmt: skip
+        made = api.ContainerCreated(id=record.id, image=record.image, runtime=api.ContainerRuntime(name=record.runtime))
+        tx.emit(namespace, api.CONTAINERS_CREATE, made)
+
+    @staticmethod
+    def drop(tx: Transaction, namespace: str, id: str) -> bool:
+        """Removes the row, with its event; says whether there was one."""
+        gone = tx.execute("DELETE FROM containers WHERE namespace = ? AND id = ?", (namespace, id)).rowcount > 0
+        if gone:
+            tx.emit(namespace, api.CONTAINERS_DELETE, api.ContainerDeleted(id=id))
+        return gone
+
+    # ------------------------------------------------------------------------------------------------------------ verbs
+
+    async def create(self, ctx: Context, request: api.CreateContainer) -> api.Container:
+        check_spec(request.spec)
+        at = now()
+        record = api.Container(
+            **request.model_dump(exclude={"runtime"}), runtime=request.runtime or self._default_runtime,
+            created_at=at, updated_at=at,
+        )  # fmt: skip
+        with self._db.write() as tx:
+            if tx.execute("SELECT 1 FROM runs WHERE namespace = ? AND id = ?", (ctx.namespace, request.id)).fetchone():
+                raise AlreadyExists(f"container {request.id}: is just being made, or removed")
+            self.insert(tx, ctx.namespace, record, ctx.id)
+            ctx.answer(tx, record)
+        return record
+
+    async def get(self, ctx: Context, request: api.ContainerRequest) -> api.Container:
+        return self.require(ctx.namespace, request.id)
+
+    async def list(self, ctx: Context, request: api.ListContainers) -> AsyncIterator[api.Container]:
+        """Every record that a filter matches, in the order of their ids; records made meanwhile may be missing."""
+        matches = compile_filters(request.filters)
+        columns = f"{_COLUMNS}, spec" if request.specs else _COLUMNS
+        after = ""
+        while True:
+            page = self._db.read(
+                f"SELECT {columns} FROM containers WHERE namespace = ? AND id > ? ORDER BY id LIMIT {_PAGE}",  # noqa: S608
+                (ctx.namespace, after),
+            )
+            for row in page:
+                record = _record(row)
+                if matches(_fields(record)):
+                    yield record
+            if len(page) < _PAGE:
+                return
+            after = page[-1]["id"]
+            await asyncio.sleep(0)  # others' turn: a page of large specifications takes milliseconds
+
+    async def update(self, ctx: Context, request: api.UpdateContainer) -> api.Container:
+        with self._db.write() as tx:
+            record = _updated(self.require(ctx.namespace, request.id), request)
+            tx.execute(
+                "UPDATE containers SET image = ?, labels = ?, snapshot_key = ?, spec = ?, updated_at = ?"
+                " WHERE namespace = ? AND id = ?",
+                (record.image, pack(record.labels), record.snapshot_key, pack(record.spec),
+                 record.updated_at.timestamp(), ctx.namespace, request.id),
+            )  # fmt: skip
+            event = api.ContainerUpdated(
+                id=record.id, image=record.image, labels=record.labels, snapshot_key=record.snapshot_key
+            )
+            tx.emit(ctx.namespace, api.CONTAINERS_UPDATE, event)
+            ctx.answer(tx, record)
+        return record
+
+    async def delete(self, ctx: Context, request: api.ContainerRequest) -> Empty:
+        key = (ctx.namespace, request.id)
+        with self._db.write() as tx:
+            if tx.execute("SELECT 1 FROM tasks WHERE namespace = ? AND id = ?", key).fetchone():
+                raise FailedPrecondition(f"container {request.id}: has a task", hint="delete its task first")
+            if tx.execute("SELECT 1 FROM runs WHERE namespace = ? AND id = ?", key).fetchone():
+                raise FailedPrecondition(
+                    f"container {request.id}: was made by a run, with a snapshot of its own", hint="remove it whole"
+                )
+            if not self.drop(tx, ctx.namespace, request.id):
+                raise NotFound(f"container {request.id}: not found")
+            ctx.answer(tx, Empty())
+        return Empty()
+
+
+def _updated(record: api.Container, request: api.UpdateContainer) -> api.Container:
+    """`record` with the fields that `request` names, or else all that it gives."""
+    given = ["labels", "image", "snapshot_key", "spec"]
+    fields = request.fields or [name for name in given if getattr(request, name)]
+    change: dict[str, Any] = {"updated_at": now(), "labels": dict(record.labels)}
+    for field in fields:
+        if field.startswith("labels."):
+            label = field.removeprefix("labels.")
+            if label in request.labels:
+                change["labels"][label] = request.labels[label]
+            else:
+                change["labels"].pop(label, None)
+        elif field == "labels":
+            change["labels"] = dict(request.labels)
+        elif field == "spec":
+            if request.spec is None:
+                raise InvalidArgument("spec: named in fields, and not given")
+            check_spec(request.spec)
+            change["spec"] = request.spec
+        elif field in given:
+            change[field] = getattr(request, field)
+        else:
+            raise InvalidArgument(
+                f"fields: {field!r} can't be changed", hint=f"one of {', '.join(given)}, labels.<key>"
+            )
+    return record.model_copy(update=change)
+
+
+def _record(row: Any) -> api.Container:
+    return api.Container(
+        id=row["id"], image=row["image"], labels=unpack(row["labels"]), runtime=row["runtime"],
+        snapshotter=row["snapshotter"], snapshot_key=row["snapshot_key"], network=row["network"],
+        spec=unpack(row["spec"]) if "spec" in row.keys() else {},  # noqa: SIM118 (a row iterates over its values)
+        created_at=datetime.fromtimestamp(row["created_at"], UTC),
+        updated_at=datetime.fromtimestamp(row["updated_at"], UTC),
+    )  # fmt: skip
+
+
+def _fields(record: api.Container) -> Field:
+    def field(path: Sequence[str]) -> str | None:
+        match list(path):
+            case ["id" | "image" | "snapshotter" | "snapshot_key" | "runtime" as name] if getattr(record, name):
+                return str(getattr(record, name))
+            case ["runtime", "name"]:
+                return record.runtime
+        return label_field(record.labels, path)
+
+    return field

@@ -1,0 +1,163 @@
+"""Exits: recorded once by whichever copy hears of one first, in order with what came before; and who waits for them.
+
+`/tasks/exit` comes after `/tasks/create` and `/tasks/start`, also when the process is gone before those have been
+written: an exit heard while a create or start is under way is kept in the row, and told by the transaction that tells
+of the create or start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from shoal_bus.api import runtime as api
+from shoal_bus.database import Database, Transaction
+from shoal_bus.errors import NotFound
+from shoal_bus.message import Message
+
+from shoal_runtime.supervisor import ExitRecord
+
+log = structlog.get_logger(__name__)
+
+KILLED = 137
+KEEP_SECONDS = 900.0
+_LOOK_AGAIN_SECONDS = 1.0
+_TRY_AGAIN_SECONDS = 1.0
+
+
+class ExitHeard(Message):
+    """What the copies of the service tell one another of an exit."""
+
+    namespace: str
+    exit: api.Exit
+
+
+class Exits:
+    """The exits of every task. `tell` passes an exit on to all copies of the service, this one included."""
+
+    def __init__(self, database: Database, tell: Callable[[ExitHeard], None]) -> None:
+        self._db, self._tell = database, tell
+        self._waiting: dict[tuple[str, str], set[asyncio.Future[api.Exit]]] = {}
+        self._retries: set[asyncio.Task[None]] = set()
+        self._on_recorded: list[Callable[[], None]] = []
+
+    def on_recorded(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` after each exit that this copy has recorded."""
+        self._on_recorded.append(callback)
+
+    def heard(self, record: ExitRecord) -> None:
+        """Records an exit, as often as it may be told; a database that can't take it now is tried until it can."""
+        try:
+            with self._db.write() as tx:
+                recorded = self.record(tx, record)
+        except Exception:
+            log.exception("exit.unrecorded", container=record.id, exit_status=record.exit_status)
+            retry = asyncio.get_running_loop().create_task(self._again(record))
+            self._retries.add(retry)
+            retry.add_done_callback(self._retries.discard)
+            return
+        if recorded is not None:
+            self.announce(record.namespace, recorded)
+
+    async def _again(self, record: ExitRecord) -> None:
+        await asyncio.sleep(_TRY_AGAIN_SECONDS)
+        self.heard(record)
+
+    def record(self, tx: Transaction, exit: ExitRecord) -> api.Exit | None:
+        """Marks the task as stopped and emits its event, if that is new and its turn; the exit, if it is told now."""
+        row = tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (exit.namespace, exit.id)).fetchone()
+        if row is None or row["status"] == "stopped" or (row["pid"] and exit.pid and row["pid"] != exit.pid):
+            return None
+        tx.execute(
+            "UPDATE tasks SET exit_pid = ?, exit_status = ?, exited_at = ? WHERE namespace = ? AND id = ?",
+            (exit.pid or row["pid"], exit.exit_status, exit.exited_at.timestamp(), exit.namespace, exit.id),
+        )
+        if row["status"] == "creating" or (row["status"] == "created" and row["start_request"]):
+            return None  # whoever creates or starts it tells
+        return self.settle(tx, exit.namespace, exit.id)
+
+    def settle(self, tx: Transaction, namespace: str, id: str) -> api.Exit | None:
+        """Tells of an exit that waits in a row whose create and start are told; None if there is none."""
+        row = tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (namespace, id)).fetchone()
+        if row is None or row["status"] == "stopped" or row["exited_at"] is None:
+            return None
+        if row["exit_pid"] and row["exit_pid"] != row["pid"]:
+            return None  # of an earlier task of that name
+        tx.execute("UPDATE tasks SET status = 'stopped' WHERE namespace = ? AND id = ?", (namespace, id))
+        exit = exit_of(row)
+        event = api.TaskExited(
+            container_id=id, id=id, pid=exit.pid, exit_status=exit.exit_status, exited_at=exit.exited_at
+        )
+        tx.emit(namespace, api.TASKS_EXIT, event)
+        return exit
+
+    def announce(self, namespace: str, exit: api.Exit) -> None:
+        """After the transaction: wakes who waits, here and in the other copies."""
+        heard = ExitHeard(namespace=namespace, exit=exit)
+        self.wake(heard)
+        self._tell(heard)
+        for callback in self._on_recorded:
+            callback()
+
+    def wake(self, heard: ExitHeard) -> None:
+        """Gives an exit to who waits for it in this copy."""
+        for future in self._waiting.pop((heard.namespace, heard.exit.container_id), ()):
+            if not future.done():
+                future.set_result(heard.exit)
+
+    async def wait(self, namespace: str, id: str) -> api.Exit:
+        """The exit of a task, once there is one. NOT_FOUND without a task, unless a run's was removed lately."""
+        key = (namespace, id)
+        while True:
+            row = self._db.read_one("SELECT * FROM tasks WHERE namespace = ? AND id = ?", key)
+            if row is None:
+                return self._kept(namespace, id)
+            if row["status"] == "stopped":
+                return exit_of(row)
+            future: asyncio.Future[api.Exit] = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(key, set()).add(future)
+            try:
+                async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
+                    return await future
+            except TimeoutError:
+                continue
+            finally:
+                waiting = self._waiting.get(key)
+                if waiting is not None:
+                    waiting.discard(future)
+                    if not waiting:
+                        del self._waiting[key]
+
+    def keep(self, tx: Transaction, namespace: str, exit: api.Exit) -> None:
+        """Remembers the exit of a task that is removed without anybody having asked, for who asks within 15 minutes."""
+        tx.execute(
+            "INSERT OR REPLACE INTO exits VALUES (?, ?, ?, ?, ?, ?)",
+            (namespace, exit.container_id, exit.pid, exit.exit_status, exit.exited_at.timestamp(),
+             time.time() + KEEP_SECONDS),
+        )  # fmt: skip
+
+    @staticmethod
+    def forget(tx: Transaction, namespace: str, id: str) -> None:
+        """Forgets a kept exit: the name is used anew. Those that nobody will ask for go, too."""
+        tx.execute("DELETE FROM exits WHERE (namespace = ? AND id = ?) OR kept_until < ?", (namespace, id, time.time()))
+
+    def _kept(self, namespace: str, id: str) -> api.Exit:
+        row = self._db.read_one(
+            "SELECT *, pid AS exit_pid FROM exits WHERE namespace = ? AND id = ? AND kept_until > ?",
+            (namespace, id, time.time()),
+        )
+        if row is None:
+            raise NotFound(f"container {id}: has no task")
+        return exit_of(row)
+
+
+def exit_of(row: Any) -> api.Exit:
+    """The exit a row holds."""
+    return api.Exit(
+        container_id=row["id"], pid=row["exit_pid"] or row["pid"], exit_status=row["exit_status"] or 0,
+        exited_at=datetime.fromtimestamp(row["exited_at"] or 0.0, UTC),
+    )  # fmt: skip

@@ -1,0 +1,56 @@
+"""The tables of the runtime service's database."""
+
+from __future__ import annotations
+
+MIGRATIONS = [
+    """
+CREATE TABLE containers (
+    namespace    TEXT NOT NULL,
+    id           TEXT NOT NULL,
+    request_id   TEXT NOT NULL,      -- of the request that made it: a resumed one knows its own work again
+    image        TEXT NOT NULL,
+    labels       BLOB NOT NULL,
+    runtime      TEXT NOT NULL,
+    snapshotter  TEXT NOT NULL,
+    snapshot_key TEXT NOT NULL,
+    network      TEXT NOT NULL,
+    spec         BLOB NOT NULL,
+    created_at   REAL NOT NULL,
+    updated_at   REAL NOT NULL,
+    PRIMARY KEY (namespace, id)
+);
+CREATE TABLE tasks (
+    namespace     TEXT NOT NULL,
+    id            TEXT NOT NULL,
+    request_id    TEXT NOT NULL,
+    start_request TEXT NOT NULL DEFAULT '',   -- of the start that is under way, or has been made
+    status        TEXT NOT NULL,              -- creating, created, running, stopped
+    pid           INTEGER NOT NULL DEFAULT 0,
+    bundle        TEXT NOT NULL,
+    rootfs        BLOB NOT NULL,
+    stdio         BLOB NOT NULL,
+    exit_pid      INTEGER,                    -- an exit heard before `status` could say so waits in these three
+    exit_status   INTEGER,
+    exited_at     REAL,
+    PRIMARY KEY (namespace, id)
+);
+CREATE TABLE runs (                           -- what a run makes: the row comes before the first of it, and goes last
+    namespace   TEXT NOT NULL,
+    id          TEXT NOT NULL,
+    request_id  TEXT NOT NULL,
+    state       TEXT NOT NULL,                -- making, made, removing
+    plan        BLOB NOT NULL,
+    auto_remove INTEGER NOT NULL,
+    PRIMARY KEY (namespace, id)
+);
+CREATE TABLE exits (                          -- of tasks that were removed with their container, for who waits late
+    namespace   TEXT NOT NULL,
+    id          TEXT NOT NULL,
+    pid         INTEGER NOT NULL,
+    exit_status INTEGER NOT NULL,
+    exited_at   REAL NOT NULL,
+    kept_until  REAL NOT NULL,
+    PRIMARY KEY (namespace, id)
+) WITHOUT ROWID;
+"""
+]

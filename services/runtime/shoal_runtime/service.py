@@ -1,0 +1,67 @@
+"""Subjects to domain: which verb is answered by what, and what it locks."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shoal_bus.api import runtime as api
+from shoal_bus.process import Process
+
+from shoal_runtime import cgroups
+from shoal_runtime.bundles import Bundles
+from shoal_runtime.containers import Containers
+from shoal_runtime.exits import ExitHeard, Exits
+from shoal_runtime.reconcile import Reconciliation
+from shoal_runtime.removal import Removal, lock_of
+from shoal_runtime.run import Runs
+from shoal_runtime.schema import MIGRATIONS
+from shoal_runtime.supervisor import Supervisor
+from shoal_runtime.tasks import Tasks
+
+_EXIT = "exit"
+
+
+async def setup(process: Process) -> None:
+    """Registers every verb, finds the shims that run, and mends what the last copy left."""
+    database = process.database(MIGRATIONS)
+    service = process.service("containers, tasks, and the shims that supervise them")
+    telling: set[asyncio.Task[None]] = set()
+
+    def tell(heard: ExitHeard) -> None:
+        task = asyncio.ensure_future(service.broadcast(_EXIT, heard.pack()))
+        telling.add(task)
+        task.add_done_callback(telling.discard)
+
+    exits = Exits(database, tell)
+    supervisor = Supervisor(process.state, process.locks, exits.heard)
+    process.stack.push_async_callback(supervisor.close)
+    bundles = Bundles(process.state)
+    containers = Containers(database, process.node.runtime)
+    tasks = Tasks(database, containers, supervisor, exits, bundles)
+    removal = Removal(database, process.locks, containers, tasks, service.client.with_namespace)
+    runs = Runs(database, process.locks, containers, tasks, removal, process.node.runtime)
+    exits.on_recorded(removal.wake)
+    process.stack.callback(cgroups.remove_empty, database, bundles)
+    process.stack.push_async_callback(removal.stop)
+
+    service.handle(api.CONTAINER_CREATE, containers.create, lock=lambda r: lock_of(r.id))
+    service.handle(api.CONTAINER_GET, containers.get)
+    service.stream(api.CONTAINER_LIST, containers.list)
+    service.handle(api.CONTAINER_UPDATE, containers.update, lock=lambda r: lock_of(r.id))
+    service.handle(api.CONTAINER_DELETE, containers.delete, lock=lambda r: lock_of(r.id))
+    service.handle(api.CONTAINER_REMOVE, removal.remove, lock=lambda r: lock_of(r.id))
+    service.handle(api.TASK_CREATE, tasks.create, lock=lambda r: lock_of(r.container_id))
+    service.handle(api.TASK_START, tasks.start, lock=lambda r: lock_of(r.container_id))
+    service.handle(api.TASK_KILL, tasks.kill, lock=lambda r: lock_of(r.container_id))
+    service.handle(api.TASK_WAIT, tasks.wait)
+    service.handle(api.TASK_DELETE, tasks.delete, lock=lambda r: lock_of(r.container_id))
+    service.handle(api.TASK_GET, tasks.get)
+    service.stream(api.TASK_LIST, tasks.list)
+    service.handle(api.TASK_RESIZE, tasks.resize)
+    service.handle(api.TASK_CLOSE_IO, tasks.close_io)
+    service.operate(api.TASK_RUN, runs.run, undo=runs.undo, lock=lambda r: lock_of(r.id))
+    service.on_broadcast(_EXIT, lambda data: exits.wake(ExitHeard.unpack(data)))
+
+    found = await supervisor.start()
+    await Reconciliation(database, process.locks, supervisor, tasks, exits, bundles).run(found)
+    service.background(removal.sweep_for_ever(), "removal")

@@ -1,0 +1,235 @@
+"""The shim's event loop: poll(2), child processes, and connections. A few functions instead of asyncio's 10 MiB."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from shoal_runtime.shim import protocol
+
+_CHUNK = 65536
+_MAX_OUTPUT = 64 * 1024
+_RESET = [signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXFSZ]
+"""Signals that Python or we ignore or handle: a program we start has them as usual."""
+
+
+class Loop:
+    """File descriptors, timers and children, and who is called for each."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, Callable[[], None]]] = []
+        self._children: dict[int, Callable[[int], None]] = {}
+        self._unclaimed: dict[int, int] = {}
+        self.running = True
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pipe = reader, writer
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self.watch(reader, select.POLLIN, self._child_signal)
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for fd in self._pipe:
+            os.close(fd)
+
+    def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
+        """Calls `callback` with poll's events whenever `fd` has some of them; replaces what was watched for before."""
+        self._callbacks[fd] = callback
+        self._poll.register(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """Watches `fd` no longer."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Calls `callback` once, in `seconds`."""
+        self._timers.append((time.monotonic() + seconds, callback))
+
+    def claim(self, pid: int, callback: Callable[[int], None]) -> None:
+        """Calls `callback` with the wait status of the child `pid` when it ends, or at once when it has."""
+        if pid in self._unclaimed:
+            callback(self._unclaimed.pop(pid))
+        else:
+            self._children[pid] = callback
+
+    def run(self) -> None:
+        """Until `running` is false."""
+        while self.running:
+            timeout = None
+            if self._timers:
+                timeout = max(0, int((min(t for t, _ in self._timers) - time.monotonic()) * 1000) + 1)
+            for fd, events in self._poll.poll(timeout):
+                callback = self._callbacks.get(fd)
+                if callback is not None:
+                    callback(events)
+            now = time.monotonic()
+            due = [entry for entry in self._timers if entry[0] <= now]
+            for entry in due:
+                self._timers.remove(entry)
+                entry[1]()
+
+    def _child_signal(self, _: int) -> None:
+        try:
+            os.read(self._pipe[0], 4096)
+        except BlockingIOError:
+            pass
+        self.reap()
+
+    def reap(self) -> None:
+        """Collects every child that has ended: our own, and the orphans a subreaper inherits."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            callback = self._children.pop(pid, None)
+            if callback is not None:
+                callback(status)
+            else:
+                # An orphan, or a container's first process that ended before its pid was told.
+                self._unclaimed[pid] = status
+                if len(self._unclaimed) > 256:
+                    del self._unclaimed[next(iter(self._unclaimed))]
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        done: Callable[[int, str], None],
+        *,
+        files: Mapping[int, int] | None = None,
+        environment: Mapping[str, str] | None = None,
+        capture: bool = True,
+    ) -> int:
+        """Starts a program; `done` gets its wait status and (with `capture`) what it printed. Returns its pid.
+
+        `files` gives it descriptors of ours (`{0: stdin, …}`); the rest is /dev/null, or what is captured. OSError when
+        there is no such program.
+        """
+        output = bytearray()
+        given = dict(files or {})
+        actions: list[tuple[Any, ...]] = []
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if capture else (-1, -1)
+        try:
+            for fd in (0, 1, 2):
+                source = given.get(fd, writer if capture and fd else null)
+                actions.append((os.POSIX_SPAWN_DUP2, source, fd))
+            pid = os.posix_spawnp(
+                argv[0],
+                list(argv),
+                dict(environment if environment is not None else os.environ),
+                file_actions=actions,
+                setsigmask=[],
+                setsigdef=_RESET,
+            )
+        except BaseException:
+            if capture:
+                os.close(reader)
+            raise
+        finally:
+            os.close(null)
+            if capture:
+                os.close(writer)
+
+        def read(_: int) -> None:
+            try:
+                data = os.read(reader, _CHUNK)
+            except BlockingIOError:
+                return
+            if not data:
+                self.forget(reader)
+                return
+            if len(output) < _MAX_OUTPUT:
+                output.extend(data)
+
+        def ended(status: int) -> None:
+            if capture:
+                read(0)
+                self.forget(reader)
+                os.close(reader)
+            done(status, output.decode(errors="replace"))
+
+        if capture:
+            self.watch(reader, select.POLLIN, read)
+        self.claim(pid, ended)
+        return pid
+
+
+class Connection:
+    """One peer on a socket: frames in, frames out, never blocking."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        heard: Callable[[Connection, dict[str, Any]], None],
+        closed: Callable[[Connection], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._loop, self._socket, self._heard, self._closed = loop, sock, heard, closed
+        self._decoder, self._out = protocol.Decoder(), bytearray()
+        loop.watch(sock.fileno(), select.POLLIN, self._ready)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends a message; a peer that has gone is noticed when it is read from."""
+        self._out += protocol.encode(message)
+        self._flush()
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.forget(self._socket.fileno())
+            self._socket.close()
+            self._closed(self)
+
+    def _ready(self, events: int) -> None:
+        if events & select.POLLOUT:
+            self._flush()
+        if events & ~select.POLLOUT and self._socket.fileno() >= 0:
+            try:
+                data = self._socket.recv(_CHUNK)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+                return
+            self.feed(data)
+
+    def feed(self, data: bytes) -> None:
+        """Takes bytes as if they had just been received."""
+        try:
+            for message in self._decoder.feed(data):
+                self._heard(self, message)
+        except ValueError:
+            self.close()
+
+    def _flush(self) -> None:
+        while self._out and self._socket.fileno() >= 0:
+            try:
+                sent = self._socket.send(self._out, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._out.clear()
+                break
+            del self._out[:sent]
+        if self._socket.fileno() >= 0:
+            wanted = select.POLLIN | (select.POLLOUT if self._out else 0)
+            self._loop.watch(self._socket.fileno(), wanted, self._ready)
+
+
+def peer_is_root(sock: socket.socket) -> bool:
+    """Whether whoever connected is root (unix(7), SO_PEERCRED)."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[4:8], "little") == 0

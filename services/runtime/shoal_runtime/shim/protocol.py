@@ -1,0 +1,144 @@
+"""How the runtime service, the zygote and the shims talk: JSON in frames on a Unix stream socket.
+
+A frame is its length (four bytes, big-endian) and a JSON map. A request has `op` and `n`; its reply has the same
+`n`, and `error` (`code`, `message`, `hint`) where it failed. What a shim says unasked has `event`. On any connection
+it begins with `{"event": "hello", "version": …, "namespace": …, "id": …}` and, when the container has exited
+already, the `exit` event: whoever connects late misses nothing.
+
+Versions: a shim from before an upgrade goes on being managed, so operations are only ever added, and a shim answers an
+unknown one with UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from typing import Any
+
+VERSION = 1
+MAX_FRAME = 16 << 20
+_LENGTH = struct.Struct(">I")
+
+SOCKET, RECORD, INIT, EXIT = "sock", "shim.json", "init.json", "exit.json"
+"""The names in a shim's directory: its socket, what it supervises, its first process, and how that ended."""
+
+ZYGOTE_SOCKET, ZYGOTE_LOCK = "zygote.sock", "zygote.lock"
+
+
+class ShimError(Exception):
+    """What a shim or the zygote refuses, with a canonical code."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code, self.message, self.hint = code, message, hint
+
+    def to_wire(self) -> dict[str, str]:
+        return {"code": self.code, "message": self.message, "hint": self.hint}
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """A message as one frame."""
+    data = json.dumps(message, separators=(",", ":")).encode()
+    return _LENGTH.pack(len(data)) + data
+
+
+class Decoder:
+    """Frames out of a byte stream."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """The whole messages there are now. ValueError when the stream isn't made of frames."""
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME:
+                raise ValueError(f"a frame of {length} bytes")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(json.loads(self._buffer[_LENGTH.size : end]))
+            del self._buffer[:end]
+        return messages
+
+
+def listen(directory: str, name: str) -> socket.socket:
+    """A listening socket `name` in `directory`, root's alone. The path may be longer than `sun_path` holds."""
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        before = os.umask(0o177)
+        try:
+            listener.bind(f"/proc/self/fd/{fd}/{name}")
+        finally:
+            os.umask(before)
+        listener.listen(128)
+        listener.setblocking(False)
+        return listener
+    finally:
+        os.close(fd)
+
+
+def connect(directory: str, name: str) -> socket.socket:
+    """A connection to the socket `name` in `directory`. OSError when nobody listens there."""
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            connection.connect(f"/proc/self/fd/{fd}/{name}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+    finally:
+        os.close(fd)
+
+
+def write(directory: str, name: str, content: dict[str, Any], *, sync: bool = False) -> None:
+    """Writes a small JSON file so that it is there whole, or not at all, whoever is killed."""
+    beside = f"{directory}/.{name}.{os.getpid()}"
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, json.dumps(content).encode())
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(beside, f"{directory}/{name}")
+
+
+def write_durably(directory: str, name: str, content: dict[str, Any]) -> None:
+    """`write`, and on disk when it returns."""
+    write(directory, name, content, sync=True)
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+
+
+def read_json(directory: str, name: str) -> dict[str, Any] | None:
+    """The map a file holds, or None when it isn't there."""
+    try:
+        with open(f"{directory}/{name}", encoding="utf-8") as file:
+            loaded: dict[str, Any] = json.load(file)
+            return loaded
+    except FileNotFoundError:
+        return None
+
+
+def start_time(pid: int) -> str:
+    """When a process started, in clock ticks since boot: with its pid, what tells it from a later one; empty if gone.
+
+    A zombie is gone: nobody can harm or help it any more. (proc(5), /proc/pid/stat, fields 3 and 22.)
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()

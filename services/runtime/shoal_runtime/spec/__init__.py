@@ -1,0 +1,9 @@
+"""OCI runtime specifications: made from an image's configuration, checked, and fitted to this machine."""
+
+from __future__ import annotations
+
+from shoal_runtime.spec.check import check_spec
+from shoal_runtime.spec.fit import fit_to_host
+from shoal_runtime.spec.generate import SpecOptions, generate_spec
+
+__all__ = ["SpecOptions", "check_spec", "fit_to_host", "generate_spec"]

@@ -1,0 +1,462 @@
+"""The runtime service's side of supervision: finds shims, asks for new ones, hears of exits, cleans up after dead ones.
+
+Shims outlive this process; every copy of the service is connected to every shim of the node. An exit may therefore be
+heard by several copies, and more than once: recording it is a compare-and-set of the service's database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from shoal_bus.errors import (
+    BY_CODE,
+    AlreadyExists,
+    Code,
+    FailedPrecondition,
+    Internal,
+    NotFound,
+    ShoalError,
+    Unavailable,
+)
+from shoal_bus.locks import Locks
+from shoal_bus.types import Mount, Stdio
+
+from shoal_runtime.shim import protocol, zygote
+from shoal_runtime.takedown import remove_container
+
+log = structlog.get_logger(__name__)
+
+START_SECONDS = 10.0
+CALL_SECONDS = 60.0
+_WATCH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """How a container's first process ended: 128 + the signal's number where a signal ended it."""
+
+    namespace: str
+    id: str
+    pid: int
+    exit_status: int
+    exited_at: datetime
+
+
+@dataclass(frozen=True)
+class Found:
+    """A container that was there when this copy started: `status` is the shim's word, or `dead` without one."""
+
+    namespace: str
+    id: str
+    pid: int
+    status: str
+    bundle: str
+
+
+def place_of(namespace: str, id: str) -> str:
+    """The name of a shim's directory: short, and safe whatever the names."""
+    return hashlib.blake2b(f"{namespace}\0{id}".encode(), digest_size=10).hexdigest()
+
+
+class Supervisor:
+    """Every shim of the node, as one copy of the service sees them. `state` is the service's state directory."""
+
+    def __init__(self, state: Path, locks: Locks, on_exit: Callable[[ExitRecord], None]) -> None:
+        self._state, self._locks, self._on_exit = state, locks, on_exit
+        self._places = state / "shims"
+        self._shims: dict[str, _ShimConnection] = {}
+        self._zygote: asyncio.StreamWriter | None = None
+        self._starting = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # -------------------------------------------------------------------------------------------------- start and stop
+
+    async def start(self) -> list[Found]:
+        """Finds the shims that run and takes down what dead ones left; exits that happened meanwhile are told."""
+        self._places.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._want_zygote()
+        found = [
+            entry
+            for name in sorted(p.name for p in self._places.iterdir())
+            if (entry := await self._find(name)) is not None
+        ]
+        self._spawn(self._watch())
+        return found
+
+    async def close(self) -> None:
+        """Disconnects. Shims and containers go on."""
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for shim in list(self._shims.values()):
+            await shim.close()
+        if self._zygote is not None:
+            self._zygote.close()
+
+    def _spawn(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _find(self, name: str) -> Found | None:
+        """Connects to the shim of a directory, or takes down what it left."""
+        record = protocol.read_json(str(self._places / name), protocol.RECORD)
+        if record is None or "." in name:
+            return None  # one that is just being made, or that died so early that it had made nothing
+        try:
+            shim = await self._connected(name)
+        except (OSError, ShoalError):
+            exit = await self._take_down(name)
+            return Found(record["namespace"], record["id"], exit.pid, "dead", record["bundle"]) if exit else None
+        hello = shim.hello
+        return Found(hello["namespace"], hello["id"], hello["pid"], hello["status"], record["bundle"])
+
+    async def _watch(self) -> None:
+        """Hears of shims that other copies ask for, so that their exits are heard here too."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            for name in [place.name for place in self._places.iterdir()]:
+                if name in self._shims or "." in name:
+                    continue
+                with suppress(OSError, ShoalError):
+                    await self._find_living(name)
+
+    async def _find_living(self, name: str) -> None:
+        if (self._places / name / protocol.EXIT).exists():
+            return
+        try:
+            await self._connected(name)
+        except ConnectionRefusedError:
+            await self._take_down(name)
+
+    async def _want_zygote(self) -> None:
+        """Keeps a connection to the zygote, and starts it where there is none."""
+        if self._zygote is not None and not self._zygote.is_closing():
+            return
+        async with self._starting:
+            if self._zygote is not None and not self._zygote.is_closing():
+                return
+            reader, self._zygote = await self._reach_zygote()
+            self._spawn(self._hear_zygote(reader))
+
+    async def _hear_zygote(self, reader: asyncio.StreamReader) -> None:
+        with suppress(OSError):
+            while await reader.read(4096):
+                pass
+        if self._zygote is not None:
+            self._zygote.close()
+            self._zygote = None
+        if not self._closed:
+            log.warning("zygote.lost")
+            await self._want_zygote()
+
+    async def _reach_zygote(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        ends = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return await _open(str(self._state), protocol.ZYGOTE_SOCKET)
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > ends:
+                    raise Unavailable("the zygote doesn't start", hint="see the runtime service's log") from None
+            starting = await asyncio.create_subprocess_exec(
+                *zygote.command(str(self._state)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+            )
+            await starting.wait()
+            await asyncio.sleep(0.01)
+
+    # ------------------------------------------------------------------------------------------------------ operations
+
+    async def create(
+        self,
+        namespace: str,
+        id: str,
+        *,
+        bundle: Path,
+        rootfs: list[Mount],
+        runtime: str,
+        stdio: Stdio,
+        request_id: str = "",
+    ) -> int:
+        """A shim, and the container created in it; returns its first process's pid.
+
+        With the `request_id` of an earlier call whose caller died, it answers what that one made. Everything is undone
+        when it fails: FAILED_PRECONDITION with the OCI runtime's own words, or when there is no such runtime.
+        """
+        name = place_of(namespace, id)
+        if (self._places / name).exists() and (pid := await self._created_before(name, id, request_id)) is not None:
+            return pid
+        binary = shutil.which(runtime)
+        if binary is None:
+            raise FailedPrecondition(
+                f"runtime {runtime}: not found on PATH", hint="install it, or name another with --runtime"
+            )
+        request = {
+            "op": "create", "n": 1, "place": name, "namespace": namespace, "id": id, "bundle": str(bundle),
+            "runtime": binary, "runtime_root": str(self._state / "oci" / namespace),
+            "rootfs": [mount.model_dump() for mount in rootfs], "stdio": stdio.model_dump(), "request_id": request_id,
+        }  # fmt: skip
+        await self._want_zygote()
+        reader, writer = await self._reach_zygote()
+        shim = _ShimConnection(self, name, reader, writer)
+        self._shims[name] = shim
+        try:
+            reply = await shim.ask(request)
+        except AlreadyExists:
+            # The zygote was asked by a copy that died right after: its shim is the one.
+            await shim.close()
+            pid = await self._created_before(name, id, request_id)
+            if pid is None:
+                raise
+            return pid
+        except BaseException:
+            await shim.close()
+            raise
+        return int(reply["pid"])
+
+    async def _created_before(self, name: str, id: str, request_id: str) -> int | None:
+        """The pid an earlier call of this request made; None when nothing is left of it. ALREADY_EXISTS if alive."""
+        record = protocol.read_json(str(self._places / name), protocol.RECORD)
+        ours = record is not None and request_id and record["request_id"] == request_id
+        with suppress(OSError, Unavailable, NotFound):
+            shim = await self._connected(name)
+            if not ours:
+                raise AlreadyExists(f"container {id}: has a task already", hint="delete it first")
+            for _ in range(int(CALL_SECONDS / 0.02)):
+                state = await shim.ask({"op": "state"})
+                if state["status"] != "creating":
+                    return int(state["pid"])
+                await asyncio.sleep(0.02)
+        await self._take_down(name)
+        await self._sweep(name)
+        return None
+
+    async def start_task(self, namespace: str, id: str) -> None:
+        """Starts a created container."""
+        await self._ask(namespace, id, {"op": "start"})
+
+    async def kill(self, namespace: str, id: str, signal: int, all: bool) -> None:
+        """Sends a signal to the first process, or to all. NOT_FOUND when it has finished."""
+        await self._ask(namespace, id, {"op": "kill", "signal": signal, "all": all})
+
+    async def resize(self, namespace: str, id: str, width: int, height: int) -> None:
+        """Sets the terminal's size in characters. FAILED_PRECONDITION without a terminal."""
+        await self._ask(namespace, id, {"op": "resize", "width": width, "height": height})
+
+    async def close_stdin(self, namespace: str, id: str) -> None:
+        """The process reads end of file."""
+        await self._ask(namespace, id, {"op": "close_stdin"})
+
+    async def state(self, namespace: str, id: str) -> dict[str, Any]:
+        """The shim's word: `status` (creating, created, running, stopped) and `pid`."""
+        return await self._ask(namespace, id, {"op": "state"})
+
+    async def delete(self, namespace: str, id: str, force: bool = False) -> ExitRecord | None:
+        """Removes the container and everything made for it, its shim last; how it ended, or None if nothing was there.
+
+        FAILED_PRECONDITION while it runs, without `force`. What a dead shim left is removed too.
+        """
+        name = place_of(namespace, id)
+        if not (self._places / name).exists():
+            return None
+        try:
+            shim = await self._connected(name)
+            reply = await shim.ask({"op": "delete", "force": force})
+            record = _exit_record(namespace, id, reply["exit"])
+        except (OSError, Unavailable):
+            taken = await self._take_down(name)
+            if taken is None:
+                return None
+            record = taken
+        await self._sweep(name)
+        return record
+
+    async def _sweep(self, name: str) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._places / name, True)
+
+    async def _ask(self, namespace: str, id: str, request: dict[str, Any]) -> dict[str, Any]:
+        name = place_of(namespace, id)
+        try:
+            shim = await self._connected(name)
+        except FileNotFoundError:
+            raise NotFound(f"container {id}: has no running task") from None
+        except OSError:
+            await self._take_down(name)
+            raise NotFound(f"container {id}: its shim is dead, and so is it") from None
+        return await shim.ask(request)
+
+    # ----------------------------------------------------------------------------------------------------- connections
+
+    async def _connected(self, name: str) -> _ShimConnection:
+        shim = self._shims.get(name)
+        if shim is not None and not shim.closed:
+            await shim.greeted()
+            return shim
+        reader, writer = await _open(str(self._places / name), protocol.SOCKET)
+        again = self._shims.get(name)
+        if again is not None and not again.closed:
+            writer.close()
+            await again.greeted()
+            return again
+        shim = _ShimConnection(self, name, reader, writer)
+        self._shims[name] = shim
+        await shim.greeted()
+        return shim
+
+    async def _living(self, name: str) -> bool:
+        try:
+            await self._connected(name)
+        except (OSError, ShoalError):
+            return False
+        return True
+
+    def exited(self, hello: dict[str, Any], event: dict[str, Any]) -> None:
+        """A shim told of an exit."""
+        self._on_exit(_exit_record(hello["namespace"], hello["id"], event))
+
+    def lost(self, shim: _ShimConnection, orderly: bool) -> None:
+        """A shim's connection has ended: orderly, or because it is dead."""
+        if self._shims.get(shim.name) is shim:
+            del self._shims[shim.name]
+        if not orderly and not self._closed:
+            self._spawn(self._after_loss(shim.name))
+
+    async def _after_loss(self, name: str) -> None:
+        try:
+            await self._connected(name)
+        except FileNotFoundError:
+            return  # it had made nothing yet, or has removed everything
+        except (OSError, ShoalError):
+            await self._take_down(name)
+
+    async def _take_down(self, name: str) -> ExitRecord | None:
+        """What a dead shim left: its container is killed, its rootfs unmounted, the exit told (137, if unrecorded)."""
+        place = str(self._places / name)
+        async with self._locks.hold(f"shim {name}"):
+            record = protocol.read_json(place, protocol.RECORD)
+            if record is None:
+                return None
+            try:
+                protocol.connect(place, protocol.SOCKET).close()
+            except OSError:
+                pass
+            else:
+                raise Internal(f"container {record['id']}: its shim is alive, and doesn't answer")
+            exit = protocol.read_json(place, protocol.EXIT)
+            if exit is None or not exit.get("taken_down"):
+                log.warning("shim.dead", namespace=record["namespace"], container=record["id"], exited=exit is not None)
+                exit = await asyncio.to_thread(remove_container, place, record, exit)
+                protocol.write_durably(place, protocol.EXIT, exit)
+        taken = _exit_record(record["namespace"], record["id"], exit)
+        if taken.pid:
+            self._on_exit(taken)  # without a pid there never was a process that could exit
+        return taken
+
+
+class _ShimConnection:
+    """A connection to one shim: requests by number, and what it says unasked."""
+
+    def __init__(
+        self, supervisor: Supervisor, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._supervisor, self.name, self._writer = supervisor, name, writer
+        self.hello: dict[str, Any] = {}
+        self.closed = False
+        self._number = 1
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._hello = asyncio.Event()
+        self._orderly = False
+        self._reading = asyncio.create_task(self._read(reader))
+
+    async def greeted(self) -> None:
+        """Returns when the shim has said who it is."""
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._hello.wait()
+        except TimeoutError:
+            raise Unavailable("a shim doesn't answer") from None
+        if self.closed:
+            raise ConnectionResetError
+
+    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request and its reply. Raises what the shim answered; UNAVAILABLE when it is gone."""
+        self._number += 1
+        number = self._number
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            if self.closed:
+                raise Unavailable("the shim is gone")
+            self._writer.write(protocol.encode(request | {"n": number}))
+            async with asyncio.timeout(CALL_SECONDS):
+                reply = await answer
+        finally:
+            self._waiting.pop(number, None)
+        if (error := reply.get("error")) is not None:
+            raise BY_CODE[Code[error["code"]]](error["message"], hint=error.get("hint", ""))
+        return reply
+
+    async def close(self) -> None:
+        self._orderly = True
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        decoder = protocol.Decoder()
+        try:
+            while data := await reader.read(65536):
+                for message in decoder.feed(data):
+                    self._heard(message)
+        except (OSError, ValueError) as error:
+            log.warning("shim.connection", error=str(error))
+        finally:
+            self.closed = True
+            self._hello.set()
+            self._writer.close()
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(Unavailable("the shim is gone"))
+            self._supervisor.lost(self, self._orderly)
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        match message.get("event"):
+            case "hello":
+                self.hello = message
+                self._hello.set()
+            case "exit":
+                self._supervisor.exited(self.hello, message)
+            case "bye":
+                self._orderly = True
+            case None:
+                waiting = self._waiting.get(message.get("n", 0))
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+            case other:
+                log.debug("shim.unknown_event", event_name=other)
+
+
+async def _open(directory: str, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    connection: socket.socket = protocol.connect(directory, name)
+    connection.setblocking(False)
+    return await asyncio.open_unix_connection(sock=connection)
+
+
+def _exit_record(namespace: str, id: str, exit: dict[str, Any]) -> ExitRecord:
+    when = datetime.fromtimestamp(exit["exited_at"], UTC)
+    return ExitRecord(namespace, id, int(exit["pid"]), int(exit["exit_status"]), when)

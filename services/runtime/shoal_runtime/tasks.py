@@ -1,0 +1,296 @@
+"""Tasks: a container's process from its creation to its removal, and the events that say so, in order and once.
+
+    creating ──► created ──► running ──► stopped ──► (deleted)
+                    └────────────────────►┘
+
+A row is written before a shim is asked for anything, and says what it is asked; so whoever finds it (the same request,
+resumed; a reconciliation) knows what may be there. Every method that changes a task is called with its container's lock
+held. Exits come by themselves, from `exits`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import structlog
+from shoal_bus.api import runtime as api
+from shoal_bus.context import Context
+from shoal_bus.database import Database, Transaction
+from shoal_bus.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
+from shoal_bus.filters import Field, compile_filters
+from shoal_bus.message import Empty, now, pack
+from shoal_bus.types import Mount, Stdio
+
+from shoal_runtime.bundles import Bundles
+from shoal_runtime.containers import Containers
+from shoal_runtime.exits import KILLED, Exits, exit_of
+from shoal_runtime.spec import fit_to_host
+from shoal_runtime.supervisor import ExitRecord, Supervisor
+
+log = structlog.get_logger(__name__)
+
+_PAGE = 256
+
+
+class Tasks:
+    """The tasks of every namespace."""
+
+    def __init__(
+        self, database: Database, containers: Containers, supervisor: Supervisor, exits: Exits, bundles: Bundles
+    ) -> None:
+        self._db, self._containers, self._supervisor = database, containers, supervisor
+        self._exits, self._bundles = exits, bundles
+
+    def find(self, namespace: str, id: str) -> Any | None:
+        """The row of a task, or None."""
+        return self._db.read_one("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (namespace, id))
+
+    def require(self, namespace: str, id: str) -> Any:
+        """The row of a task, or NOT_FOUND."""
+        row = self.find(namespace, id)
+        if row is None:
+            raise NotFound(f"container {id}: has no task")
+        return row
+
+    # ------------------------------------------------------------------------------------------------------------ verbs
+
+    async def create(self, ctx: Context, request: api.CreateTask) -> api.Task:
+        return await self.begin(ctx, request.container_id, request.rootfs, request.stdio, answers=True)
+
+    async def start(self, ctx: Context, request: api.TaskRequest) -> api.Task:
+        return await self.begin_to_run(ctx, request.container_id)
+
+    async def kill(self, ctx: Context, request: api.KillTask) -> Empty:
+        row = self.require(ctx.namespace, request.container_id)
+        if row["status"] == "creating":
+            raise FailedPrecondition(f"container {request.container_id}: its task is just being created")
+        if row["status"] == "stopped":
+            raise NotFound(f"container {request.container_id}: its process has already finished")
+        await self._supervisor.kill(ctx.namespace, request.container_id, request.signal, request.all)
+        return Empty()
+
+    async def wait(self, ctx: Context, request: api.TaskRequest) -> api.Exit:
+        return await self._exits.wait(ctx.namespace, request.container_id)
+
+    async def delete(self, ctx: Context, request: api.TaskRequest) -> api.Exit:
+        row = self.require(ctx.namespace, request.container_id)
+        if row["status"] not in ("created", "stopped"):
+            raise FailedPrecondition(
+                f"container {request.container_id}: its task is {row['status']}", hint="kill it first"
+            )
+        return await self.end(ctx.namespace, request.container_id, answer=ctx)
+
+    async def get(self, ctx: Context, request: api.TaskRequest) -> api.Task:
+        return _task(self.require(ctx.namespace, request.container_id))
+
+    async def list(self, ctx: Context, request: api.ListTasks) -> AsyncIterator[api.Task]:
+        """Every task that a filter matches, in the order of their ids."""
+        matches = compile_filters(request.filters)
+        after = ""
+        while True:
+            page = self._db.read(
+                f"SELECT * FROM tasks WHERE namespace = ? AND id > ? ORDER BY id LIMIT {_PAGE}",  # noqa: S608 (constant)
+                (ctx.namespace, after),
+            )
+            for row in page:
+                task = _task(row)
+                if matches(_fields(task)):
+                    yield task
+            if len(page) < _PAGE:
+                return
+            after = page[-1]["id"]
+            await asyncio.sleep(0)
+
+    async def resize(self, ctx: Context, request: api.ResizeTask) -> Empty:
+        row = self.require(ctx.namespace, request.container_id)
+        if row["status"] == "stopped":
+            raise NotFound(f"container {request.container_id}: its process has already finished")
+        await self._supervisor.resize(ctx.namespace, request.container_id, request.width, request.height)
+        return Empty()
+
+    async def close_io(self, ctx: Context, request: api.TaskRequest) -> Empty:
+        self.require(ctx.namespace, request.container_id)
+        await self._supervisor.close_stdin(ctx.namespace, request.container_id)
+        return Empty()
+
+    # --------------------------------------------------------------------------------------------------- creating one
+
+    async def begin(
+        self, ctx: Context, id: str, rootfs: Sequence[Mount], stdio: Stdio, *, answers: bool = False
+    ) -> api.Task:
+        """Creates a task, as a step of the request `ctx`; undone if it fails. `answers`: the task is its answer."""
+        container = self._containers.require(ctx.namespace, id)
+        require_runtime(container.runtime)
+        found = self.find(ctx.namespace, id)
+        if found is not None and found["request_id"] == ctx.id and found["status"] != "creating":
+            return _task(found)  # a resumed run has come further than this step
+        if found is not None and found["request_id"] != ctx.id:
+            raise AlreadyExists(f"container {id}: has a task already", hint="delete it first")
+        bundle = self._bundles.path(ctx.namespace, id)
+        with self._db.write() as tx:
+            self._exits.forget(tx, ctx.namespace, id)
+            tx.execute(
+                "INSERT OR IGNORE INTO tasks (namespace, id, request_id, status, bundle, rootfs, stdio)"
+                " VALUES (?, ?, ?, 'creating', ?, ?, ?)",
+                (ctx.namespace, id, ctx.id, str(bundle), pack([m.model_dump() for m in rootfs]), stdio.pack()),
+            )
+        try:
+            self._bundles.make(ctx.namespace, id, fit_to_host(container.spec))
+            pid = await self._make(ctx, container, rootfs, stdio)
+        except Exception:
+            # A cancelled one (this copy stops) stays, for the copy that resumes it.
+            await self.undo_creation(ctx.namespace, id)
+            raise
+        with self._db.write() as tx:
+            tx.execute(
+                "UPDATE tasks SET status = 'created', pid = ? WHERE namespace = ? AND id = ?", (pid, ctx.namespace, id)
+            )
+            io = api.TaskIO(**stdio.model_dump())
+            created = api.TaskCreated(container_id=id, bundle=str(bundle), rootfs=[*rootfs], io=io, pid=pid)
+            tx.emit(ctx.namespace, api.TASKS_CREATE, created)
+            exit = self._exits.settle(tx, ctx.namespace, id)
+            task = _task(
+                tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (ctx.namespace, id)).fetchone()
+            )
+            if answers:
+                ctx.answer(tx, task)
+        if exit is not None:
+            self._exits.announce(ctx.namespace, exit)
+        return task
+
+    async def _make(self, ctx: Context, container: api.Container, rootfs: Sequence[Mount], stdio: Stdio) -> int:
+        for last in (False, True):
+            try:
+                return await self._supervisor.create(
+                    ctx.namespace, container.id, bundle=self._bundles.path(ctx.namespace, container.id),
+                    rootfs=[*rootfs], runtime=container.runtime, stdio=stdio, request_id=ctx.id,
+                )  # fmt: skip
+            except Unavailable as error:  # it has just removed what a dead shim left in this place
+                if last:
+                    raise
+                ctx.log.info("task.create_again", container=container.id, error=str(error))
+        raise AssertionError("unreachable")
+
+    async def undo_creation(self, namespace: str, id: str) -> None:
+        """Takes back what a create that can't succeed has done. Nothing of it was told, so nothing is told now."""
+        await self._supervisor.delete(namespace, id, force=True)
+        await asyncio.to_thread(self._bundles.remove, namespace, id)
+        with self._db.write() as tx:
+            tx.execute("DELETE FROM tasks WHERE namespace = ? AND id = ? AND status = 'creating'", (namespace, id))
+
+    # --------------------------------------------------------------------------------------------------- starting one
+
+    async def begin_to_run(self, ctx: Context, id: str) -> api.Task:
+        """Starts a created task and answers `ctx` with it."""
+        row = self.require(ctx.namespace, id)
+        again = row["start_request"] == ctx.id
+        if row["status"] != "created" or (row["start_request"] and not again):
+            if row["status"] == "creating":
+                raise FailedPrecondition(f"container {id}: its task is just being created")
+            raise FailedPrecondition(f"container {id}: its task has been started already, and is {row['status']}")
+        with self._db.write() as tx:
+            tx.execute("UPDATE tasks SET start_request = ? WHERE namespace = ? AND id = ?", (ctx.id, ctx.namespace, id))
+        try:
+            status = await self._status(ctx.namespace, id) if again else "created"
+            if status == "created":
+                await self._supervisor.start_task(ctx.namespace, id)
+        except Exception:
+            with self._db.write() as tx:
+                tx.execute("UPDATE tasks SET start_request = '' WHERE namespace = ? AND id = ?", (ctx.namespace, id))
+                exit = self._exits.settle(tx, ctx.namespace, id)
+            if exit is not None:
+                self._exits.announce(ctx.namespace, exit)
+            raise
+        with self._db.write() as tx:
+            tx.execute("UPDATE tasks SET status = 'running' WHERE namespace = ? AND id = ?", (ctx.namespace, id))
+            tx.emit(ctx.namespace, api.TASKS_START, api.TaskStarted(container_id=id, pid=row["pid"]))
+            exit = self._exits.settle(tx, ctx.namespace, id)
+            if exit is None and status == "gone":
+                lost = ExitRecord(ctx.namespace, id, row["pid"], KILLED, now())
+                exit = self._exits.record(tx, lost)
+            task = _task(
+                tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (ctx.namespace, id)).fetchone()
+            )
+            ctx.answer(tx, task)
+        if exit is not None:
+            self._exits.announce(ctx.namespace, exit)
+        return task
+
+    async def _status(self, namespace: str, id: str) -> str:
+        """The shim's word, for a start that a dead copy began: it may have come through, and be over."""
+        try:
+            return str((await self._supervisor.state(namespace, id))["status"])
+        except NotFound:
+            return "gone"
+
+    # --------------------------------------------------------------------------------------------------- ending one
+
+    async def end(self, namespace: str, id: str, *, keep: bool = False, answer: Context | None = None) -> api.Exit:
+        """Removes a task and everything it held, and tells; what runs is killed. May be repeated after a crash.
+
+        `keep` remembers the exit for who still waits; `answer` is the request that this is the answer of.
+        """
+        record = await self._supervisor.delete(namespace, id, force=True)
+        await asyncio.to_thread(self._bundles.remove, namespace, id)
+        told: api.Exit | None = None
+        with self._db.write() as tx:
+            row = _row(tx, namespace, id)
+            if row["status"] != "stopped":
+                tx.execute("UPDATE tasks SET start_request = '' WHERE namespace = ? AND id = ?", (namespace, id))
+                exited = record or ExitRecord(namespace, id, row["pid"], KILLED, now())
+                if row["exited_at"] is None or row["exit_pid"] != row["pid"]:
+                    told = self._exits.record(tx, exited)
+                else:
+                    told = self._exits.settle(tx, namespace, id)
+                row = _row(tx, namespace, id)
+            exit = exit_of(row)
+            tx.execute("DELETE FROM tasks WHERE namespace = ? AND id = ?", (namespace, id))
+            gone = api.TaskDeleted(
+                container_id=id, pid=exit.pid, exit_status=exit.exit_status, exited_at=exit.exited_at
+            )
+            tx.emit(namespace, api.TASKS_DELETE, gone)
+            if keep:
+                self._exits.keep(tx, namespace, exit)
+            if answer is not None:
+                answer.answer(tx, exit)
+        if told is not None:
+            self._exits.announce(namespace, told)
+        return exit
+
+
+def require_runtime(runtime: str) -> None:
+    """FAILED_PRECONDITION when there is no such OCI runtime, before anything is made for it."""
+    if shutil.which(runtime) is None:
+        raise FailedPrecondition(
+            f"runtime {runtime} not found on PATH", hint="install it, or name another with --runtime"
+        )
+
+
+def _row(tx: Transaction, namespace: str, id: str) -> Any:
+    return tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (namespace, id)).fetchone()
+
+
+def _task(row: Any) -> api.Task:
+    stopped = row["status"] == "stopped"
+    return api.Task(
+        container_id=row["id"], pid=row["pid"], status=row["status"], bundle=row["bundle"],
+        stdio=Stdio.unpack(row["stdio"]), exit_status=row["exit_status"] if stopped else 0,
+        exited_at=exit_of(row).exited_at if stopped else None,
+    )  # fmt: skip
+
+
+def _fields(task: api.Task) -> Field:
+    def field(path: Sequence[str]) -> str | None:
+        match list(path):
+            case ["id" | "container_id"]:
+                return task.container_id
+            case ["status"]:
+                return task.status
+            case ["pid"]:
+                return str(task.pid)
+        return None
+
+    return field
