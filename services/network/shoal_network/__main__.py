@@ -1,0 +1,15 @@
+"""`shoal-network`: the network service's process."""
+
+from __future__ import annotations
+
+from shoal_bus.process import run_service
+
+from shoal_network.service import arguments, setup
+
+
+def main() -> None:
+    run_service("network", setup, arguments=arguments)
+
+
+if __name__ == "__main__":
+    main()
