@@ -1,0 +1,51 @@
+"""`shoal-gateway`: containerd's gRPC API on a Unix socket, HTTP for health and metrics, and the node's dispatcher."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+from shoal_bus.client import Client
+from shoal_bus.dispatcher import dispatching
+from shoal_bus.process import Process, run_service
+from shoal_bus.subjects import WHOLE_NODE
+
+from shoal_gateway import service as on_the_bus
+from shoal_gateway.live import LiveEvents
+from shoal_gateway.metrics import Metrics
+from shoal_gateway.server import servicers, serving
+
+SOCKET = "containerd.sock"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", type=Path, help=f"the Unix socket (default: <state>/{SOCKET})")
+    parser.add_argument(
+        "--http", default="", metavar="[HOST]:PORT", help="serve /healthz, /readyz and /metrics (default: don't)"
+    )
+
+
+async def setup(process: Process) -> None:
+    node, connection, stack = process.node, process.connection, process.stack
+    version = version_of("shoal-gateway")
+    address: Path = process.args.address or node.state / SOCKET
+    client = Client(connection, node.name, WHOLE_NODE)
+    metrics, live = Metrics(), LiveEvents(connection, node.name, domain=node.domain)
+    service = process.service("containerd's gRPC API, and HTTP for health and metrics")
+    on_the_bus.register(service, node, address=address, http=process.args.http, version=version)
+    service.background(live.run(), "live events")
+    if process.args.http:
+        from shoal_gateway.http import Endpoints, serving_http  # aiohttp's memory, only where it is wanted
+
+        await stack.enter_async_context(serving_http(process.args.http, Endpoints(connection, node.name, metrics)))
+    await stack.enter_async_context(serving(address, servicers(node, client, live, metrics, version), client, metrics))
+    await stack.enter_async_context(dispatching(process))
+
+
+def main() -> None:
+    run_service("gateway", setup, arguments=arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""One gRPC call, as its servicer sees it: whose it is, how long it has, and the bus on its behalf."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+from shoal_bus import wire
+from shoal_bus.client import TIMEOUT_SECONDS, Client
+from shoal_bus.errors import FailedPrecondition
+from shoal_bus.identifiers import check_identifier
+from shoal_bus.message import Message, Request
+from shoal_bus.verb import StreamVerb, Verb
+
+log = structlog.get_logger(__name__)
+
+Req = TypeVar("Req", bound=Request)
+Rep = TypeVar("Rep", bound=Message)
+
+NAMESPACE_HEADER = "containerd-namespace"
+TRACE_HEADER = "traceparent"
+PATIENCE_SECONDS = 3.0
+"""How long a call waits for a service that isn't there: as long as one takes to be started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call. Cheap to make: nothing here is computed before it is asked for."""
+
+    id: str
+    """Of this call; requests on the bus derive theirs from it."""
+    method: str
+    metadata: dict[str, str]
+    ends: float | None
+    """When the client gives up, by `time.monotonic`; None where it didn't say."""
+    _client: Client
+
+    @classmethod
+    def of(cls, method: str, metadata: Sequence[tuple[str, Any]], remaining: float | None, client: Client) -> Call:
+        """The call that gRPC's metadata and deadline describe."""
+        headers = {key: value for key, value in metadata if isinstance(value, str)}
+        ends = None if remaining is None else time.monotonic() + remaining
+        return cls(wire.new_id(), method, headers, ends, client)
+
+    @property
+    def namespace(self) -> str:
+        """The caller's namespace. FAILED_PRECONDITION where it gave none, INVALID_ARGUMENT where it can't be one."""
+        namespace = self.metadata.get(NAMESPACE_HEADER, "")
+        if not namespace:
+            raise FailedPrecondition("namespace is required", hint=f"set the {NAMESPACE_HEADER} header")
+        return check_identifier(namespace, "namespace")
+
+    @property
+    def log(self) -> Any:
+        """A logger that names this call."""
+        return log.bind(
+            request=self.id, method=self.method, namespace=self.metadata.get(NAMESPACE_HEADER, ""), trace=self.trace
+        )
+
+    @property
+    def trace(self) -> str:
+        """The W3C trace context it came with."""
+        return self.metadata.get(TRACE_HEADER, "")
+
+    def left(self) -> float:
+        """Seconds the client still waits, at most what one call on the bus may take."""
+        return TIMEOUT_SECONDS if self.ends is None else min(TIMEOUT_SECONDS, max(0.0, self.ends - time.monotonic()))
+
+    async def ask(self, verb: Verb[Req, Rep], request: Req, *, step: str = "") -> Rep:
+        """The reply of the service that answers `verb`, within the time that is left.
+
+        A call that sends the same verb more than once names its `step`, since each is done once by its id.
+        """
+        return await self._on(verb).call(
+            verb, request, id=f"{self.id}.{step or verb.name}", timeout=self.left(), patience=PATIENCE_SECONDS,
+            trace=self.trace,
+        )  # fmt: skip
+
+    def items(self, verb: StreamVerb[Req, Rep], request: Req) -> AsyncIterator[Rep]:
+        """The items that the service streams, within the time that is left."""
+        client = self._on(verb)
+        return client.stream(verb, request, timeout=self.left(), patience=PATIENCE_SECONDS, trace=self.trace)
+
+    def _on(self, verb: Verb[Any, Any] | StreamVerb[Any, Any]) -> Client:
+        return self._client if verb.behaviour.whole_node else self._client.with_namespace(self.namespace)

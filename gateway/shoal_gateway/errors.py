@@ -1,0 +1,13 @@
+"""Errors as gRPC tells them: the bus's canonical codes by name, and never UNKNOWN."""
+
+from __future__ import annotations
+
+import grpc
+from shoal_bus.errors import Code, from_exception
+
+
+def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
+    """The status and the one sentence that a client is told of any exception."""
+    told = from_exception(error)
+    code = Code.INTERNAL if told.code in (Code.UNKNOWN, Code.OK) else told.code
+    return grpc.StatusCode[code.name], str(told)

@@ -1,0 +1,112 @@
+"""Binds a gRPC service to a class: methods by their descriptors, every exception a status, every call counted.
+
+    class Version(Servicer):
+        service = version_pb2.DESCRIPTOR.services_by_name["Version"]
+
+        async def version(self, call: Call, request: Empty) -> VersionResponse: ...
+
+A method `PluginInfo` is served by `plugin_info`; one that streams its replies is an asynchronous generator. What the
+class hasn't got is UNIMPLEMENTED. There are no generated servicers and no interceptors: parsing belongs here, since
+gRPC would answer UNKNOWN for what it can't parse, and each layer less is time on every call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, ClassVar
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from shoal_bus.client import Client
+from shoal_bus.errors import Internal, ShoalError
+
+from shoal_gateway.call import Call
+from shoal_gateway.errors import status_of
+from shoal_gateway.metrics import Metrics
+
+
+class Servicer:
+    """One gRPC service: thin, without state of its own."""
+
+    service: ClassVar[ServiceDescriptor]
+
+
+def bind(servicer: Servicer, client: Client, metrics: Metrics) -> grpc.GenericRpcHandler[bytes, bytes]:
+    """The handler that serves `servicer` on a `grpc.aio` server."""
+    handlers: dict[str, Any] = {}
+    for method in servicer.service.methods:
+        implementation = getattr(servicer, snake(method.name), None)
+        if implementation is None:
+            continue
+        binding = _Binding(method, implementation, client, metrics)
+        if method.client_streaming:
+            raise NotImplementedError(f"{method.full_name}: client streams aren't bound yet")
+        if method.server_streaming:
+            handlers[method.name] = grpc.unary_stream_rpc_method_handler(binding.stream)
+        else:
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(binding.unary)
+    return grpc.method_handlers_generic_handler(servicer.service.full_name, handlers)
+
+
+def snake(name: str) -> str:
+    """A method's name in Python: `PluginInfo` is `plugin_info`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+class _Binding:
+    """One method."""
+
+    def __init__(self, method: MethodDescriptor, implementation: Any, client: Client, metrics: Metrics) -> None:
+        assert method.containing_service is not None
+        self._path = f"/{method.containing_service.full_name}/{method.name}"
+        self._request: type[Message] = GetMessageClass(method.input_type)
+        self._implementation = implementation
+        self._client = client
+        self._calls = metrics.calls(method.containing_service.full_name, method.name)
+
+    async def unary(self, data: bytes, context: Any) -> bytes:
+        call = self._call(context)
+        implementation: Callable[[Call, Message], Awaitable[Message]] = self._implementation
+        with self._calls.counted() as outcome:
+            try:
+                return (await implementation(call, self._parse(data))).SerializeToString()
+            except Exception as error:  # noqa: BLE001 (every exception is told, as a status)
+                outcome.code, message = self._refused(call, error)
+            await context.abort(outcome.code, message)
+        raise AssertionError("abort raises")
+
+    async def stream(self, data: bytes, context: Any) -> None:
+        call = self._call(context)
+        implementation: Callable[[Call, Message], AsyncGenerator[Message | bytes, None]] = self._implementation
+        with self._calls.counted() as outcome:
+            try:
+                async with aclosing(implementation(call, self._parse(data))) as items:
+                    async for item in items:
+                        # Writing waits for a client that is slow, and so does the generator.
+                        await context.write(item if isinstance(item, bytes) else item.SerializeToString())
+                return
+            except Exception as error:  # noqa: BLE001 (every exception is told, as a status)
+                outcome.code, message = self._refused(call, error)
+            await context.abort(outcome.code, message)
+
+    def _parse(self, data: bytes) -> Message:
+        try:
+            return self._request.FromString(data)
+        except DecodeError:
+            # The code and the words of grpc-go, which containerd's clients know.
+            raise Internal(f"grpc: error unmarshalling request: not a {self._request.DESCRIPTOR.full_name}") from None
+
+    def _call(self, context: Any) -> Call:
+        return Call.of(self._path, context.invocation_metadata() or (), context.time_remaining(), self._client)
+
+    def _refused(self, call: Call, error: Exception) -> tuple[grpc.StatusCode, str]:
+        code, message = status_of(error)
+        if code is grpc.StatusCode.INTERNAL and not isinstance(error, ShoalError):
+            call.log.error("call.failed", error=message, exc_info=error)
+        else:
+            call.log.info("call.refused", code=code.name, error=message)
+        return code, message

@@ -1,0 +1,72 @@
+"""The gRPC server on its Unix socket, with every service it has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_reflection.v1alpha import reflection
+from shoal_bus.client import Client
+from shoal_bus.errors import FailedPrecondition
+from shoal_bus.node import Node
+
+from shoal_gateway.containerd.events import Events
+from shoal_gateway.containerd.introspection import Introspection
+from shoal_gateway.containerd.namespaces import Namespaces
+from shoal_gateway.containerd.version import Version
+from shoal_gateway.health import Health
+from shoal_gateway.listener import Listener
+from shoal_gateway.live import LiveEvents
+from shoal_gateway.metrics import Metrics
+from shoal_gateway.rpc import Servicer, bind
+
+log = structlog.get_logger(__name__)
+
+LARGEST_REQUEST = 16 << 20
+"""What containerd takes, and its clients send at most."""
+DRAIN_SECONDS = 3.0
+"""How long calls under way may take to finish when the gateway stops; subscribers are ended then."""
+PLUGINS = {"events": "", "healthcheck": "", "introspection": "", "namespaces": "content", "version": ""}
+"""The gRPC plugins that Introspection shows, and the service each of them needs."""
+
+
+def servicers(node: Node, client: Client, live: LiveEvents, metrics: Metrics, version: str) -> list[Servicer]:
+    """Every gRPC service of the gateway."""
+    api: list[Servicer] = [
+        Version(version),
+        Introspection(node, client.connection, PLUGINS),
+        Namespaces(),
+        Events(live, metrics),
+    ]
+    return [*api, Health(client.connection, [one.service.full_name for one in api])]
+
+
+@asynccontextmanager
+async def serving(path: Path, services: Sequence[Servicer], client: Client, metrics: Metrics) -> AsyncIterator[None]:
+    """Serves on the Unix socket at `path` for a block. At its end the path goes, then calls may finish."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", LARGEST_REQUEST),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_metadata_size", 64 << 10),
+        ]
+    )
+    server.add_generic_rpc_handlers([bind(one, client, metrics) for one in services])
+    names = [one.service.full_name for one in services]
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    listener = Listener(path)
+    with listener.binding() as address:
+        try:
+            server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise FailedPrecondition(f"--address {path}: can't be listened on ({error})") from None
+    await server.start()
+    try:
+        async with listener.published():
+            log.info("gateway.serving", path=str(path), services=names)
+            yield
+    finally:
+        await server.stop(DRAIN_SECONDS)
