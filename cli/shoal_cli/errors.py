@@ -1,0 +1,41 @@
+"""What a command ends with: one line on standard error, and an exit code that says what kind of error it was."""
+
+from __future__ import annotations
+
+import sys
+
+from shoal_bus.errors import Code, ShoalError
+
+RUN_FAILED = 125
+"""What `run` exits with when shoal, not the container, failed: the container's own status may be anything else."""
+INTERRUPTED = 130
+
+EXIT_CODES: dict[Code, int] = {
+    Code.INVALID_ARGUMENT: 2,
+    Code.OUT_OF_RANGE: 2,
+    Code.UNAVAILABLE: 3,
+    Code.NOT_FOUND: 4,
+    Code.ALREADY_EXISTS: 5,
+    Code.PERMISSION_DENIED: 6,
+    Code.UNAUTHENTICATED: 6,
+    Code.FAILED_PRECONDITION: 7,
+    Code.RESOURCE_EXHAUSTED: 8,
+    Code.DEADLINE_EXCEEDED: 9,
+    Code.DATA_LOSS: 10,
+}
+
+EXPLAINED = (
+    "Exit codes: 0 done; 1 another error; 2 wrong usage; 3 no node or bus there; 4 not found; 5 exists already; "
+    "6 not permitted; 7 not in this state; 8 out of room; 9 out of time; 10 data damaged; 130 interrupted. "
+    "`run` exits with the container's status, or 125 when shoal itself failed."
+)
+
+
+def exit_code(error: ShoalError) -> int:
+    """The exit code that stands for an error's canonical code."""
+    return EXIT_CODES.get(error.code, 1)
+
+
+def report(error: ShoalError) -> None:
+    """Prints an error as people read it: `shoal: <what is wrong> (<what to do>)`."""
+    sys.stderr.write(f"shoal: {error} [{error.code.name}]\n")

@@ -1,0 +1,60 @@
+"""Requests from what people write on a command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from shoal_bus.errors import InvalidArgument
+
+
+def environment(given: list[str]) -> list[str]:
+    """`KEY=VALUE` as it is; `KEY` alone with its value here, or left out where it has none (as docker does)."""
+    found = []
+    for entry in given:
+        key, equals, _ = entry.partition("=")
+        if not key:
+            raise InvalidArgument(f"--env {entry!r}: must be KEY=VALUE or KEY")
+        if equals:
+            found.append(entry)
+        elif key in os.environ:
+            found.append(f"{key}={os.environ[key]}")
+    return found
+
+
+def labels(given: list[str]) -> dict[str, str]:
+    """`KEY=VALUE` entries as a map."""
+    found = {}
+    for entry in given:
+        key, equals, value = entry.partition("=")
+        if not key or not equals:
+            raise InvalidArgument(f"--label {entry!r}: must be KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def network(mode: str, ip: str, gateway: str, bridge: str) -> dict[str, Any]:
+    """A run's network, its options checked against one another."""
+    if mode not in ("none", "host", "bridge"):
+        raise InvalidArgument(f"--net {mode!r}: must be none, host or bridge")
+    if mode != "bridge":
+        if ip or gateway:
+            raise InvalidArgument(f"--ip and --gateway go with --net bridge, not with {mode}")
+        return {"mode": mode}
+    if not ip:
+        raise InvalidArgument(
+            "--net bridge needs --ip", hint="as --ip 10.88.0.2/24: allocating addresses is left to you"
+        )
+    return {"mode": mode, "address": ip, "gateway": gateway, "bridge": bridge}
+
+
+def signal_number(given: str) -> int:
+    """The number of a signal by number or name, with or without SIG."""
+    if given.isdecimal() and 0 < int(given) <= signal.SIGRTMAX:
+        return int(given)
+    name = given.upper().removeprefix("SIG")
+    try:
+        return int(signal.Signals[f"SIG{name}"])
+    except KeyError:
+        raise InvalidArgument(f"--signal {given!r}: no such signal", hint="as TERM, SIGTERM or 15") from None
