@@ -1,0 +1,89 @@
+"""Containers outlive the node that runs them, and its parts."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.shoal import Shoal
+from tests.support.leaks import Leaks
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, leaks: Leaks) -> Iterator[Shoal]:
+    with Shoal(tmp_path) as shoal:
+        shoal.up()
+        yield shoal
+
+
+def start(node: Shoal, image: str, *command: str) -> tuple[str, int]:
+    """A container in the background: its id and its process."""
+    id = f"e2e-{secrets.token_hex(4)}"
+    node.ok("pull", "--quiet", image)
+    node.ok("run", "-d", "--name", id, image, *command)
+    return id, int(node.json("inspect", id)["task"]["pid"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_container_runs_on_without_its_node_and_the_next_one_has_it(fresh: Shoal, busybox: str, how: int) -> None:
+    id, pid = start(fresh, busybox, "sleep", "300")
+    if how == signal.SIGKILL:
+        fresh.kill()
+        time.sleep(0.5)
+    else:
+        assert fresh.stop(how) == 0
+    assert b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    fresh.up()
+    (listed,) = fresh.json("ps")
+    assert (listed["id"], listed["task"]["pid"]) == (id, pid)
+    fresh.ok("rm", "-f", id)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_exit_while_the_node_was_down_is_reported_when_it_is_up(fresh: Shoal, busybox: str) -> None:
+    id, pid = start(fresh, busybox, "sh", "-c", "sleep 2; exit 6")
+    assert fresh.stop() == 0
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    fresh.up()
+    task = fresh.json("inspect", id)["task"]
+    assert (task["status"], task["exit_status"]) == ("stopped", 6)
+    while not (told := fresh.ok("events", "--json", "--no-follow", "-f", "topic=/tasks/exit", "-f", f"id={id}")):
+        assert time.monotonic() < deadline + 20
+    assert len(told.splitlines()) == 1
+
+
+def test_stop_containers_ends_them_first(fresh: Shoal, busybox: str) -> None:
+    assert fresh.stop() == 0
+    fresh.up("--stop-containers")
+    _, stubborn = start(fresh, busybox, "sleep", "300")  # the first process of a namespace ignores TERM by itself
+    id, willing = start(fresh, busybox, "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done")
+    assert fresh.stop() == 0
+    assert not Path(f"/proc/{stubborn}").exists()
+    assert not Path(f"/proc/{willing}").exists()
+    assert fresh.events("containers.stopped")[-1]["count"] == 2
+    fresh.up()
+    assert fresh.json("ps") == []
+    assert any(container["id"] == id for container in fresh.json("ps", "--all"))
+
+
+def test_an_attached_run_survives_a_kill_of_the_runtime_service(fresh: Shoal, busybox: str) -> None:
+    fresh.ok("pull", "--quiet", busybox)
+    running = fresh.spawn(
+        "run", "--rm", busybox, "sh", "-c", "echo begun; sleep 3; echo over; exit 4", stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"begun\n"
+    os.kill(fresh.pids["runtime"], signal.SIGKILL)
+    assert running.stdout.read() == b"over\n"
+    assert running.wait(60) == 4

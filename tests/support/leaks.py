@@ -1,0 +1,88 @@
+"""What a test may leave behind: nothing. Mounts, network namespaces, links, cgroups and shims, before and after."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SETTLE_SECONDS = 10.0
+
+
+def mounts() -> set[str]:
+    """Mount points of this mount namespace."""
+    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+
+
+def network_namespaces() -> set[str]:
+    """Named network namespaces of shoal's."""
+    directory = Path("/run/netns")
+    return {entry.name for entry in directory.iterdir() if "shoal" in entry.name} if directory.is_dir() else set()
+
+
+def links() -> set[str]:
+    """Network interfaces of this network namespace."""
+    return {link.name for link in Path("/sys/class/net").iterdir()}
+
+
+def empty_cgroups() -> set[str]:
+    """Cgroups of every hierarchy, by path, in which and below which no process is.
+
+    One that has processes is somebody's container at work, perhaps of a test beside this one; what a container leaves
+    behind has none. (A process that is left is found by its mounts, or by its shim.)
+    """
+    found: set[str] = set()
+    populated: set[str] = set()
+    for directory, _, files in os.walk("/sys/fs/cgroup", topdown=False):
+        if "cgroup.procs" not in files:
+            continue
+        try:
+            has_processes = bool(Path(directory, "cgroup.procs").read_bytes())
+        except OSError:
+            continue  # removed meanwhile
+        if has_processes or directory in populated:
+            populated.add(str(Path(directory).parent))
+        else:
+            found.add(directory)
+    return found
+
+
+def processes(directory: str) -> list[str]:
+    """Zygotes and shims that belong to a state directory below `directory`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if "shoal-zygote" in command and directory in command:
+                found.append(f"{entry.name} {command.strip()}")
+    return found
+
+
+@dataclass
+class Leaks:
+    """A count taken before; `check` compares it with what is there now, once things have had time to settle."""
+
+    directory: str
+    before_mounts: set[str] = field(default_factory=mounts)
+    before_namespaces: set[str] = field(default_factory=network_namespaces)
+    before_links: set[str] = field(default_factory=links)
+    before_cgroups: set[str] = field(default_factory=empty_cgroups)
+
+    def found(self) -> list[str]:
+        left = [f"mount {path}" for path in mounts() - self.before_mounts if path.startswith(self.directory)]
+        left += [f"netns {name}" for name in network_namespaces() - self.before_namespaces]
+        left += [f"link {name}" for name in links() - self.before_links]
+        left += [f"cgroup {path}" for path in empty_cgroups() - self.before_cgroups]
+        left += [f"process {line}" for line in processes(self.directory)]
+        return left
+
+    def check(self) -> None:
+        """AssertionError naming what is left, if anything still is after a few seconds."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while (left := self.found()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not left, "left behind:\n  " + "\n  ".join(sorted(left))

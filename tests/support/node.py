@@ -1,0 +1,119 @@
+"""A node for tests: nats-server and any of the services, as real processes, each killed and started at will."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.support.natsd import NatsServer
+
+READY = "service.ready"
+START_SECONDS = 30.0
+
+
+class ServiceProcess:
+    """One copy of one service. `start` returns when it answers; `kill` is a `kill -9`."""
+
+    def __init__(self, name: str, copy: int, node: TestNode, *arguments: str) -> None:
+        self.name, self.copy, self._node, self._arguments = name, copy, node, arguments
+        self.log = node.directory / f"{name}-{copy}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        offset = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"shoal_{self.name}", *self._node.arguments, *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._node.environment,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if READY.encode() in self.log.read_bytes()[offset:]:
+                return
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"{self.name} didn't start:\n{self.log.read_text()[-4000:]}")
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """`kill -9`, and the corpse reaped."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit status."""
+        assert self._process is not None
+        self._process.terminate()
+        status = self._process.wait(30)
+        self._process = None
+        return status
+
+
+class TestNode:
+    """nats-server with services on it, under one directory. Leaving the block kills what still runs."""
+
+    __test__ = False
+
+    def __init__(self, directory: Path, natsd: NatsServer, *, name: str = "test-node", path: str = "") -> None:
+        self.directory, self.natsd, self.name = directory, natsd, name
+        self.root, self.state = directory / "root", directory / "state"
+        self.services: list[ServiceProcess] = []
+        self.environment = dict(os.environ)
+        if path:
+            self.environment["PATH"] = path
+
+    @property
+    def arguments(self) -> list[str]:
+        return [
+            "--node", self.name, "--root", str(self.root), "--state", str(self.state), "--nats-url", self.natsd.url,
+        ]  # fmt: skip
+
+    def start(self, *names: str, arguments: tuple[str, ...] = ()) -> list[ServiceProcess]:
+        """Starts a further copy of each service named."""
+        started = []
+        for name in names:
+            copy = sum(s.name == name for s in self.services)
+            service = ServiceProcess(name, copy, self, *arguments)
+            self.services.append(service)
+            service.start()
+            started.append(service)
+        return started
+
+    def of(self, name: str, copy: int = 0) -> ServiceProcess:
+        return next(s for s in self.services if s.name == name and s.copy == copy)
+
+    def __enter__(self) -> TestNode:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for service in self.services:
+            if service.running:
+                service.signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        for service in self.services:
+            while service.running and time.monotonic() < deadline:
+                time.sleep(0.02)
+            service.kill()
