@@ -231,6 +231,7 @@ class Service:
         )
         await self.connection.flush()
         await self.broadcast(subjects.READY)
+        await self.connection.flush()  # who asks from here on doesn't hear it, and needn't ask twice
         if self._execution is not None:
             self.background(self._execution.sweep_for_ever(), "sweep")
         log.info("service.ready", service=self.name, node=self.node, verbs=len(self._verbs))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+import nats.errors
 from nats.aio.msg import Msg
 
-from shoal_bus import subjects
+from shoal_bus import subjects, wire
 from shoal_bus.connection import Connection
 
 
@@ -94,3 +96,6 @@ class Mux:
         box = self._boxes.get(message.subject.rpartition(".")[2])
         if box is not None:
             box.queue.put_nowait(message)
+        elif message.reply and wire.PART in (message.headers or {}):
+            with suppress(nats.errors.Error):  # an attempt that was given up: its sender needn't wait for anybody
+                await self.connection.publish(message.reply, wire.STOP)
