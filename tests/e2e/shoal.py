@@ -25,7 +25,7 @@ class Shoal:
         self._process: subprocess.Popen[bytes] | None = None
         self._offset = 0
         clean = {key: value for key, value in os.environ.items() if not key.startswith("SHOAL_")}
-        self.environment = clean | {"SHOAL_STATE": str(self.state), "COLUMNS": "200"}
+        self.environment = clean | {"SHOAL_STATE": str(self.state), "COLUMNS": "200", "TERM": "xterm"}
 
     def up(self, *arguments: str, command: str = "up") -> None:
         """Starts the node; returns when it is up."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError
 from shoal_bus.locks import Locks
@@ -254,10 +254,8 @@ async def test_a_terminal_has_its_size_and_its_last_words(host: Host) -> None:
 async def test_orphans_are_reaped(host: Host) -> None:
     pid = await host.run("orphans", ["sh", "-c", "for i in 1 2 3 4 5; do (sleep 0.05 &) ; done; sleep 0.5"])
     await host.exit_of("orphans")
-    states = subprocess.run(
-        ["ps", "-o", "stat=", "--ppid", str(host.shim_pid("orphans"))], capture_output=True, text=True, check=False
-    )
-    assert "Z" not in states.stdout
+    left = psutil.Process(host.shim_pid("orphans")).children()
+    assert [child for child in left if child.status() == psutil.STATUS_ZOMBIE] == []
     assert not Path(f"/proc/{pid}").exists()
 
 
@@ -276,12 +274,9 @@ async def test_exits_are_on_disk_before_they_are_told_and_survive_the_service(ho
 
 async def test_a_killed_zygote_harms_nobody(host: Host) -> None:
     await host.run("survivor", ["sleep", "60"])
-    zygote = int(
-        subprocess.run(
-            ["pgrep", "-of", f"shoal-zygote.*{host.state}"], capture_output=True, text=True, check=True
-        ).stdout
-    )
-    os.kill(zygote, signal.SIGKILL)
+    zygote = psutil.Process(host.shim_pid("survivor")).parent()
+    assert zygote is not None
+    zygote.kill()
     await asyncio.sleep(0.3)
     assert (await host.supervisor.state("test", "survivor"))["status"] == "running"
     await host.run("next", ["sh", "-c", "exit 4"])
