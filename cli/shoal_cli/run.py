@@ -101,7 +101,7 @@ async def exit_of(client: Client, id: str, pid: int, began: datetime) -> int:
     A container with --rm may be removed before we ask; its `/tasks/exit` event outlives it.
     """
     try:
-        return (await client.call(runtime.TASK_WAIT, runtime.TaskRequest(container_id=id), timeout=None)).exit_status
+        return (await client.call(runtime.TASK_WAIT, runtime.ProcessRequest(container_id=id), timeout=None)).exit_status
     except NotFound:
         pattern = subjects.event_pattern(client.node, client.namespace, "runtime", "/tasks/exit", id)
         try:
@@ -167,7 +167,7 @@ async def _kill(client: Client, id: str, number: signal.Signals) -> None:
 async def _end_input(client: Client, id: str) -> None:
     """Our standard input is at its end: so is the container's. A supervisor keeps it open until it is told."""
     with suppress(NotFound, FailedPrecondition):  # it has exited
-        await client.call(runtime.TASK_CLOSE_IO, runtime.TaskRequest(container_id=id))
+        await client.call(runtime.TASK_CLOSE_IO, runtime.ProcessRequest(container_id=id))
 
 
 async def _resize(client: Client, id: str) -> None:

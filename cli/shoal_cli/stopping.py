@@ -33,7 +33,7 @@ async def stop_containers(node: Node) -> int:
 
 async def stop_task(client: Client, id: str, grace: float = GRACE_SECONDS) -> runtime.Exit | None:
     """TERM, at most `grace` seconds, KILL: how it ended, or None where it was gone (and removed) already."""
-    request = runtime.TaskRequest(container_id=id)
+    request = runtime.ProcessRequest(container_id=id)
     waiting = asyncio.create_task(client.call(runtime.TASK_WAIT, request, timeout=None))
     try:
         for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_SECONDS)):
@@ -53,4 +53,4 @@ async def stop_task(client: Client, id: str, grace: float = GRACE_SECONDS) -> ru
 
 async def _delete(client: Client, id: str) -> None:
     with suppress(NotFound):  # run with --rm: it removed itself
-        await client.call(runtime.TASK_DELETE, runtime.TaskRequest(container_id=id))
+        await client.call(runtime.TASK_DELETE, runtime.DeleteTask(container_id=id))

@@ -134,7 +134,7 @@ async def test_run_survives_a_kill_at_any_moment(victim: str, node: TestNode, cl
             with suppress(NotFound):
                 await client.call(runtime.CONTAINER_REMOVE, runtime.RemoveContainer(id=id, force=True), timeout=60)
             await client.operate(runtime.TASK_RUN, request, timeout=60, patience=20)
-        exit = await client.call(runtime.TASK_WAIT, runtime.TaskRequest(container_id=id), timeout=60)
+        exit = await client.call(runtime.TASK_WAIT, runtime.ProcessRequest(container_id=id), timeout=60)
         assert exit.exit_status == 7
         await client.call(runtime.CONTAINER_REMOVE, runtime.RemoveContainer(id=id, force=True), timeout=60)
     assert outcomes["finished"] >= 1, outcomes

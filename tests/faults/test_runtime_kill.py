@@ -41,7 +41,7 @@ async def test_a_service_killed_in_the_middle_of_a_life_makes_nothing_wrong(tmp_
             await killing
             assert (await node.wait(id)).exit_status == 3
             killing = asyncio.create_task(kill_after(node, delay / 2))
-            exit = await node.client.call(api.TASK_DELETE, api.TaskRequest(container_id=id), timeout=60, patience=30)
+            exit = await node.client.call(api.TASK_DELETE, api.DeleteTask(container_id=id), timeout=60, patience=30)
             await killing
             assert exit.exit_status == 3
         for n in range(len(DELAYS)):

@@ -36,7 +36,7 @@ async def test_a_task_lives_and_its_events_say_so_in_order(node: RuntimeNode) ->
     assert started.pid == created.pid
     exit = await node.wait("web-1")
     assert exit.exit_status == 7
-    stopped = await node.client.call(api.TASK_GET, api.TaskRequest(container_id="web-1"))
+    stopped = await node.client.call(api.TASK_GET, api.ProcessRequest(container_id="web-1"))
     assert (stopped.status, stopped.exit_status, stopped.exited_at) == ("stopped", 7, exit.exited_at)
     assert await node.delete("web-1") == exit
     assert output.read_text() == "hello\n"
@@ -100,7 +100,7 @@ async def test_a_task_that_cannot_be_created_leaves_nothing(node: RuntimeNode) -
     with pytest.raises(FailedPrecondition, match="no-such-command"):
         await node.create("one", "no-such-command")
     with pytest.raises(NotFound):
-        await node.client.call(api.TASK_GET, api.TaskRequest(container_id="one"))
+        await node.client.call(api.TASK_GET, api.ProcessRequest(container_id="one"))
     assert not node.of_containers()
     spec = node.spec(["true"])
     await node.client.call(api.CONTAINER_CREATE, api.CreateContainer(id="two", spec=spec, runtime="no-such-runtime"))

@@ -61,16 +61,16 @@ class RuntimeNode:
         return await self.start(id)
 
     async def start(self, container_id: str, **more: Any) -> api.Task:
-        return await self.client.call(api.TASK_START, api.TaskRequest(container_id=container_id), **more)
+        return await self.client.call(api.TASK_START, api.ProcessRequest(container_id=container_id), **more)
 
     async def wait(self, id: str) -> api.Exit:
-        return await self.client.call(api.TASK_WAIT, api.TaskRequest(container_id=id), timeout=60)
+        return await self.client.call(api.TASK_WAIT, api.ProcessRequest(container_id=id), timeout=60)
 
     async def kill(self, id: str, signal: int = 9) -> None:
         await self.client.call(api.TASK_KILL, api.KillTask(container_id=id, signal=signal))
 
     async def delete(self, id: str) -> api.Exit:
-        return await self.client.call(api.TASK_DELETE, api.TaskRequest(container_id=id))
+        return await self.client.call(api.TASK_DELETE, api.DeleteTask(container_id=id))
 
     async def remove_all(self) -> None:
         for container in await self.client.collect(api.CONTAINER_LIST, api.ListContainers(specs=False)):

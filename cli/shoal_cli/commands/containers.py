@@ -133,7 +133,7 @@ async def stop(
     time: Annotated[float, typer.Option("--time", "-t", min=0, help="Seconds between TERM and KILL.")] = 10.0,
 ) -> int:
     """Stop containers: TERM, a while, KILL."""
-    from shoal_bus.api.runtime import TASK_GET, TaskRequest
+    from shoal_bus.api.runtime import TASK_GET, ProcessRequest
 
     from shoal_cli.each import for_each
     from shoal_cli.stopping import stop_task
@@ -141,7 +141,7 @@ async def stop(
     async with target.client() as client:
 
         async def stop_one(id: str) -> None:
-            await client.call(TASK_GET, TaskRequest.of({"container_id": id}))
+            await client.call(TASK_GET, ProcessRequest.of({"container_id": id}))
             await stop_task(client, id, time)
 
         return await for_each(container, stop_one, quiet=target.json)
@@ -186,7 +186,7 @@ async def inspect(
             pass
         else:
             try:
-                task = await client.call(runtime.TASK_GET, runtime.TaskRequest(container_id=name))
+                task = await client.call(runtime.TASK_GET, runtime.ProcessRequest(container_id=name))
             except NotFound:
                 task = None
             print_json({**plain(container), "task": plain(task)})

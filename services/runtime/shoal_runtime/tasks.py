@@ -60,7 +60,7 @@ class Tasks:
     async def create(self, ctx: Context, request: api.CreateTask) -> api.Task:
         return await self.begin(ctx, request.container_id, request.rootfs, request.stdio, answers=True)
 
-    async def start(self, ctx: Context, request: api.TaskRequest) -> api.Task:
+    async def start(self, ctx: Context, request: api.ProcessRequest) -> api.Task:
         return await self.begin_to_run(ctx, request.container_id)
 
     async def kill(self, ctx: Context, request: api.KillTask) -> Empty:
@@ -72,10 +72,10 @@ class Tasks:
         await self._supervisor.kill(ctx.namespace, request.container_id, request.signal, request.all)
         return Empty()
 
-    async def wait(self, ctx: Context, request: api.TaskRequest) -> api.Exit:
+    async def wait(self, ctx: Context, request: api.ProcessRequest) -> api.Exit:
         return await self._exits.wait(ctx.namespace, request.container_id)
 
-    async def delete(self, ctx: Context, request: api.TaskRequest) -> api.Exit:
+    async def delete(self, ctx: Context, request: api.DeleteTask) -> api.Exit:
         row = self.require(ctx.namespace, request.container_id)
         if row["status"] not in ("created", "stopped"):
             raise FailedPrecondition(
@@ -83,7 +83,7 @@ class Tasks:
             )
         return await self.end(ctx.namespace, request.container_id, answer=ctx)
 
-    async def get(self, ctx: Context, request: api.TaskRequest) -> api.Task:
+    async def get(self, ctx: Context, request: api.ProcessRequest) -> api.Task:
         return _task(self.require(ctx.namespace, request.container_id))
 
     async def list(self, ctx: Context, request: api.ListTasks) -> AsyncIterator[api.Task]:
@@ -111,7 +111,7 @@ class Tasks:
         await self._supervisor.resize(ctx.namespace, request.container_id, request.width, request.height)
         return Empty()
 
-    async def close_io(self, ctx: Context, request: api.TaskRequest) -> Empty:
+    async def close_io(self, ctx: Context, request: api.ProcessRequest) -> Empty:
         self.require(ctx.namespace, request.container_id)
         await self._supervisor.close_stdin(ctx.namespace, request.container_id)
         return Empty()
