@@ -17,7 +17,7 @@ from shoal_bus.message import Empty, now, pack, unpack
 from shoal_runtime.spec import check_spec
 
 _PAGE = 32
-_COLUMNS = "id, image, labels, runtime, snapshotter, snapshot_key, network, created_at, updated_at"
+_COLUMNS = "id, image, labels, runtime, options, snapshotter, snapshot_key, network, created_at, updated_at"
 
 
 class Containers:
@@ -46,9 +46,9 @@ class Containers:
         if tx.execute("SELECT 1 FROM containers WHERE namespace = ? AND id = ?", (namespace, record.id)).fetchone():
             raise AlreadyExists(f"container {record.id}: already exists", hint="remove it, or use another name")
         tx.execute(
-            "INSERT INTO containers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (namespace, record.id, request_id, record.image, pack(record.labels), record.runtime, record.snapshotter,
-             record.snapshot_key, record.network, pack(record.spec), record.created_at.timestamp(),
+            "INSERT INTO containers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (namespace, record.id, request_id, record.image, pack(record.labels), record.runtime, record.options.pack(),
+             record.snapshotter, record.snapshot_key, record.network, pack(record.spec), record.created_at.timestamp(),
              record.updated_at.timestamp()),
         )  # fmt: skip
         made = api.ContainerCreated(id=record.id, image=record.image, runtime=api.ContainerRuntime(name=record.runtime))
@@ -162,6 +162,7 @@ def _updated(record: api.Container, request: api.UpdateContainer) -> api.Contain
 def _record(row: Any) -> api.Container:
     return api.Container(
         id=row["id"], image=row["image"], labels=unpack(row["labels"]), runtime=row["runtime"],
+        options=api.RuncOptions.unpack(row["options"]),
         snapshotter=row["snapshotter"], snapshot_key=row["snapshot_key"], network=row["network"],
         spec=unpack(row["spec"]) if "spec" in row.keys() else {},  # noqa: SIM118 (a row iterates over its values)
         created_at=datetime.fromtimestamp(row["created_at"], UTC),

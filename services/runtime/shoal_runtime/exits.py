@@ -41,7 +41,7 @@ class Exits:
 
     def __init__(self, database: Database, tell: Callable[[ExitHeard], None]) -> None:
         self._db, self._tell = database, tell
-        self._waiting: dict[tuple[str, str], set[asyncio.Future[api.Exit]]] = {}
+        self._waiting: dict[tuple[str, str, str], set[asyncio.Future[api.Exit]]] = {}
         self._retries: set[asyncio.Task[None]] = set()
         self._on_recorded: list[Callable[[], None]] = []
 
@@ -68,32 +68,58 @@ class Exits:
         self.heard(record)
 
     def record(self, tx: Transaction, exit: ExitRecord) -> api.Exit | None:
-        """Marks the task as stopped and emits its event, if that is new and its turn; the exit, if it is told now."""
-        row = tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (exit.namespace, exit.id)).fetchone()
+        """Marks a process as stopped and emits its event, if that is new and its turn; the exit, if it is told now."""
+        row = _find(tx, exit.namespace, exit.id, exit.exec_id)
         if row is None or row["status"] == "stopped" or (row["pid"] and exit.pid and row["pid"] != exit.pid):
             return None
         tx.execute(
-            "UPDATE tasks SET exit_pid = ?, exit_status = ?, exited_at = ? WHERE namespace = ? AND id = ?",
-            (exit.pid or row["pid"], exit.exit_status, exit.exited_at.timestamp(), exit.namespace, exit.id),
-        )
-        if row["status"] == "creating" or (row["status"] == "created" and row["start_request"]):
+            "UPDATE tasks SET exit_pid = ?, exit_status = ?, exited_at = ?"
+            " WHERE namespace = ? AND id = ? AND exec_id = ?",
+            (exit.pid or row["pid"], exit.exit_status, exit.exited_at.timestamp(),
+             exit.namespace, exit.id, exit.exec_id),
+        )  # fmt: skip
+        if _is_untold(row):
             return None  # whoever creates or starts it tells
-        return self.settle(tx, exit.namespace, exit.id)
+        return self.settle(tx, exit.namespace, exit.id, exit.exec_id)
 
-    def settle(self, tx: Transaction, namespace: str, id: str) -> api.Exit | None:
-        """Tells of an exit that waits in a row whose create and start are told; None if there is none."""
-        row = tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (namespace, id)).fetchone()
-        if row is None or row["status"] == "stopped" or row["exited_at"] is None:
+    def settle(self, tx: Transaction, namespace: str, id: str, exec_id: str = "") -> api.Exit | None:
+        """Tells of what waits in a row whose create and start are told: OOM kills, and an exit. The exit, if any."""
+        row = _find(tx, namespace, id, exec_id)
+        if row is None or row["status"] == "stopped":
             return None
-        if row["exit_pid"] and row["exit_pid"] != row["pid"]:
-            return None  # of an earlier task of that name
-        tx.execute("UPDATE tasks SET status = 'stopped' WHERE namespace = ? AND id = ?", (namespace, id))
+        if row["oom_kills"] > row["oom_told"]:
+            tx.execute(
+                "UPDATE tasks SET oom_told = oom_kills WHERE namespace = ? AND id = ? AND exec_id = ''", (namespace, id)
+            )
+            tx.emit(namespace, api.TASKS_OOM, api.TaskOOM(container_id=id))
+        if row["exited_at"] is None or (row["exit_pid"] and row["exit_pid"] != row["pid"]):
+            return None  # none, or of an earlier task of that name
+        tx.execute(
+            "UPDATE tasks SET status = 'stopped' WHERE namespace = ? AND id = ? AND exec_id = ?",
+            (namespace, id, exec_id),
+        )
         exit = exit_of(row)
         event = api.TaskExited(
-            container_id=id, id=id, pid=exit.pid, exit_status=exit.exit_status, exited_at=exit.exited_at
+            container_id=id, id=exec_id or id, pid=exit.pid, exit_status=exit.exit_status, exited_at=exit.exited_at
         )
         tx.emit(namespace, api.TASKS_EXIT, event)
         return exit
+
+    def out_of_memory(self, namespace: str, id: str, kills: int) -> None:
+        """The kernel has killed processes of a container for its memory limit, `kills` of them so far: told once."""
+        try:
+            with self._db.write() as tx:
+                row = _find(tx, namespace, id, "")
+                if row is None or row["oom_kills"] >= kills:
+                    return
+                tx.execute(
+                    "UPDATE tasks SET oom_kills = ? WHERE namespace = ? AND id = ? AND exec_id = ''",
+                    (kills, namespace, id),
+                )
+                if not _is_untold(row):
+                    self.settle(tx, namespace, id)
+        except Exception:
+            log.exception("oom.unrecorded", container=id)  # the shim says it again when it is asked who it is
 
     def announce(self, namespace: str, exit: api.Exit) -> None:
         """After the transaction: wakes who waits, here and in the other copies."""
@@ -105,15 +131,18 @@ class Exits:
 
     def wake(self, heard: ExitHeard) -> None:
         """Gives an exit to who waits for it in this copy."""
-        for future in self._waiting.pop((heard.namespace, heard.exit.container_id), ()):
+        key = (heard.namespace, heard.exit.container_id, heard.exit.exec_id)
+        for future in self._waiting.pop(key, ()):
             if not future.done():
                 future.set_result(heard.exit)
 
-    async def wait(self, namespace: str, id: str) -> api.Exit:
-        """The exit of a task, once there is one. NOT_FOUND without a task, unless a run's was removed lately."""
-        key = (namespace, id)
+    async def wait(self, namespace: str, id: str, exec_id: str = "") -> api.Exit:
+        """The exit of a process, once there is one. NOT_FOUND without it, unless a run's was removed lately."""
+        key = (namespace, id, exec_id)
         while True:
-            row = self._db.read_one("SELECT * FROM tasks WHERE namespace = ? AND id = ?", key)
+            row = self._db.read_one("SELECT * FROM tasks WHERE namespace = ? AND id = ? AND exec_id = ?", key)
+            if row is None and exec_id:
+                raise NotFound(f"container {id}: has no exec {exec_id}")
             if row is None:
                 return self._kept(namespace, id)
             if row["status"] == "stopped":
@@ -147,7 +176,7 @@ class Exits:
 
     def _kept(self, namespace: str, id: str) -> api.Exit:
         row = self._db.read_one(
-            "SELECT *, pid AS exit_pid FROM exits WHERE namespace = ? AND id = ? AND kept_until > ?",
+            "SELECT *, pid AS exit_pid, '' AS exec_id FROM exits WHERE namespace = ? AND id = ? AND kept_until > ?",
             (namespace, id, time.time()),
         )
         if row is None:
@@ -155,9 +184,21 @@ class Exits:
         return exit_of(row)
 
 
+def _find(tx: Transaction, namespace: str, id: str, exec_id: str) -> Any | None:
+    return tx.execute(
+        "SELECT * FROM tasks WHERE namespace = ? AND id = ? AND exec_id = ?", (namespace, id, exec_id)
+    ).fetchone()
+
+
+def _is_untold(row: Any) -> bool:
+    """Whether its create or its start is still under way: what comes after them is told after them."""
+    return bool(row["status"] == "creating" or (row["status"] == "created" and row["start_request"]))
+
+
 def exit_of(row: Any) -> api.Exit:
     """The exit a row holds."""
     return api.Exit(
-        container_id=row["id"], pid=row["exit_pid"] or row["pid"], exit_status=row["exit_status"] or 0,
+        container_id=row["id"], exec_id=row["exec_id"], pid=row["exit_pid"] or row["pid"],
+        exit_status=row["exit_status"] or 0,
         exited_at=datetime.fromtimestamp(row["exited_at"] or 0.0, UTC),
     )  # fmt: skip

@@ -35,7 +35,7 @@ class Reconciliation:
     async def run(self, found: Sequence[Found]) -> None:
         """Mends what differs. `found` is what `Supervisor.start` saw; exits it heard of are recorded already."""
         shims = {(one.namespace, one.id) for one in found}
-        rows = {(row["namespace"], row["id"]) for row in self._db.read("SELECT namespace, id FROM tasks")}
+        rows = {(row["namespace"], row["id"]) for row in self._db.read("SELECT DISTINCT namespace, id FROM tasks")}
         for key in sorted(rows | shims | set(self._bundles.all())):
             lock = lock_key(*key)
             if not self._locks.try_acquire(lock):

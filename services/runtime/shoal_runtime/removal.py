@@ -31,7 +31,7 @@ _AT_ONCE = 16
 
 _DUE = """
 SELECT runs.namespace, runs.id, runs.state FROM runs
-LEFT JOIN tasks ON tasks.namespace = runs.namespace AND tasks.id = runs.id
+LEFT JOIN tasks ON tasks.namespace = runs.namespace AND tasks.id = runs.id AND tasks.exec_id = ''
 WHERE (runs.state != 'made' OR (runs.auto_remove AND (tasks.status IS NULL OR tasks.status = 'stopped')))
 AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = runs.request_id AND requests.state = 'begun')
 """
@@ -72,7 +72,7 @@ class Removal:
         known = self.plan_of(ctx.namespace, request.id) or self._containers.find(ctx.namespace, request.id) or row
         if known is None and not ctx.resumed:
             raise NotFound(f"container {request.id}: not found")
-        if row is not None and row["status"] == "running" and not request.force and not ctx.resumed:
+        if row is not None and row["status"] in ("running", "paused") and not request.force and not ctx.resumed:
             raise FailedPrecondition(f"container {request.id}: is running", hint="stop it first, or force its removal")
         await self.carry_out(ctx.namespace, request.id)
         return Empty()

@@ -11,6 +11,7 @@ CREATE TABLE containers (
     image        TEXT NOT NULL,
     labels       BLOB NOT NULL,
     runtime      TEXT NOT NULL,
+    options      BLOB NOT NULL,
     snapshotter  TEXT NOT NULL,
     snapshot_key TEXT NOT NULL,
     network      TEXT NOT NULL,
@@ -19,20 +20,25 @@ CREATE TABLE containers (
     updated_at   REAL NOT NULL,
     PRIMARY KEY (namespace, id)
 );
-CREATE TABLE tasks (
+CREATE TABLE tasks (                          -- a row for each process; the first one's exec_id is empty
     namespace     TEXT NOT NULL,
     id            TEXT NOT NULL,
+    exec_id       TEXT NOT NULL DEFAULT '',
     request_id    TEXT NOT NULL,
     start_request TEXT NOT NULL DEFAULT '',   -- of the start that is under way, or has been made
-    status        TEXT NOT NULL,              -- creating, created, running, stopped
+    status        TEXT NOT NULL,              -- creating, created, running, paused, stopped
     pid           INTEGER NOT NULL DEFAULT 0,
-    bundle        TEXT NOT NULL,
-    rootfs        BLOB NOT NULL,
+    bundle        TEXT NOT NULL DEFAULT '',
+    rootfs        BLOB NOT NULL DEFAULT x'',
+    process       BLOB NOT NULL DEFAULT x'',  -- of an exec: the OCI process
     stdio         BLOB NOT NULL,
+    checkpoint    TEXT NOT NULL DEFAULT '',   -- what starting it restores
     exit_pid      INTEGER,                    -- an exit heard before `status` could say so waits in these three
     exit_status   INTEGER,
     exited_at     REAL,
-    PRIMARY KEY (namespace, id)
+    oom_kills     INTEGER NOT NULL DEFAULT 0, -- heard of, and told in an event
+    oom_told      INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (namespace, id, exec_id)
 );
 CREATE TABLE runs (                           -- what a run makes: the row comes before the first of it, and goes last
     namespace   TEXT NOT NULL,

@@ -10,6 +10,7 @@ from shoal_bus.process import Process
 from shoal_runtime import cgroups
 from shoal_runtime.bundles import Bundles
 from shoal_runtime.containers import Containers
+from shoal_runtime.controls import Controls
 from shoal_runtime.exits import ExitHeard, Exits
 from shoal_runtime.reconcile import Reconciliation
 from shoal_runtime.removal import Removal, lock_of
@@ -19,6 +20,12 @@ from shoal_runtime.supervisor import Supervisor
 from shoal_runtime.tasks import Tasks
 
 _EXIT = "exit"
+
+
+def _lock_of_process(request: api.ProcessRequest) -> str:
+    """Execs have locks of their own: many are started at once, and none waits for another."""
+    id = request.container_id
+    return lock_of(f"{id}/exec/{request.exec_id}" if request.exec_id else id)
 
 
 async def setup(process: Process) -> None:
@@ -33,11 +40,12 @@ async def setup(process: Process) -> None:
         task.add_done_callback(telling.discard)
 
     exits = Exits(database, tell)
-    supervisor = Supervisor(process.state, process.locks, exits.heard)
+    supervisor = Supervisor(process.state, process.locks, exits.heard, exits.out_of_memory)
     process.stack.push_async_callback(supervisor.close)
     bundles = Bundles(process.state)
     containers = Containers(database, process.node.runtime)
     tasks = Tasks(database, containers, supervisor, exits, bundles)
+    controls = Controls(database, tasks, supervisor)
     removal = Removal(database, process.locks, containers, tasks, service.client.with_namespace)
     runs = Runs(database, process.locks, containers, tasks, removal, process.node.runtime)
     exits.on_recorded(removal.wake)
@@ -51,14 +59,20 @@ async def setup(process: Process) -> None:
     service.handle(api.CONTAINER_DELETE, containers.delete, lock=lambda r: lock_of(r.id))
     service.handle(api.CONTAINER_REMOVE, removal.remove, lock=lambda r: lock_of(r.id))
     service.handle(api.TASK_CREATE, tasks.create, lock=lambda r: lock_of(r.container_id))
-    service.handle(api.TASK_START, tasks.start, lock=lambda r: lock_of(r.container_id))
-    service.handle(api.TASK_KILL, tasks.kill, lock=lambda r: lock_of(r.container_id))
+    service.handle(api.TASK_EXEC, tasks.execs.add, lock=lambda r: lock_of(f"{r.container_id}/exec/{r.exec_id}"))
+    service.handle(api.TASK_START, tasks.start, lock=_lock_of_process)
     service.handle(api.TASK_WAIT, tasks.wait)
-    service.handle(api.TASK_DELETE, tasks.delete, lock=lambda r: lock_of(r.container_id))
+    service.handle(api.TASK_DELETE, tasks.delete, lock=_lock_of_process)
     service.handle(api.TASK_GET, tasks.get)
     service.stream(api.TASK_LIST, tasks.list)
-    service.handle(api.TASK_RESIZE, tasks.resize)
-    service.handle(api.TASK_CLOSE_IO, tasks.close_io)
+    service.handle(api.TASK_KILL, controls.kill, lock=_lock_of_process)
+    service.handle(api.TASK_PAUSE, controls.pause, lock=lambda r: lock_of(r.container_id))
+    service.handle(api.TASK_RESUME, controls.resume, lock=lambda r: lock_of(r.container_id))
+    service.handle(api.TASK_UPDATE, controls.update, lock=lambda r: lock_of(r.container_id))
+    service.handle(api.TASK_CHECKPOINT, controls.checkpoint, lock=lambda r: lock_of(r.container_id))
+    service.handle(api.TASK_PIDS, controls.pids)
+    service.handle(api.TASK_RESIZE, controls.resize)
+    service.handle(api.TASK_CLOSE_IO, controls.close_io)
     service.operate(api.TASK_RUN, runs.run, undo=runs.undo, lock=lambda r: lock_of(r.id))
     service.on_broadcast(_EXIT, lambda data: exits.wake(ExitHeard.unpack(data)))
 

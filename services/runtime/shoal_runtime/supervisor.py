@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,9 +19,7 @@ from typing import Any
 
 import structlog
 from shoal_bus.errors import (
-    BY_CODE,
     AlreadyExists,
-    Code,
     FailedPrecondition,
     Internal,
     NotFound,
@@ -32,25 +29,27 @@ from shoal_bus.errors import (
 from shoal_bus.locks import Locks
 from shoal_bus.types import Mount, Stdio
 
+from shoal_runtime.connection import CALL_SECONDS, ShimConnection, open_socket
 from shoal_runtime.shim import protocol, zygote
-from shoal_runtime.takedown import remove_container
+from shoal_runtime.takedown import KILLED, remove_container
 
 log = structlog.get_logger(__name__)
 
 START_SECONDS = 10.0
-CALL_SECONDS = 60.0
 _WATCH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """How a container's first process ended: 128 + the signal's number where a signal ended it."""
+    """How a process of a container ended: 128 + the signal's number where a signal ended it."""
 
     namespace: str
     id: str
     pid: int
     exit_status: int
     exited_at: datetime
+    exec_id: str = ""
+    """Which exec it was; empty for the container's first process."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,17 @@ def place_of(namespace: str, id: str) -> str:
 class Supervisor:
     """Every shim of the node, as one copy of the service sees them. `state` is the service's state directory."""
 
-    def __init__(self, state: Path, locks: Locks, on_exit: Callable[[ExitRecord], None]) -> None:
-        self._state, self._locks, self._on_exit = state, locks, on_exit
+    def __init__(
+        self,
+        state: Path,
+        locks: Locks,
+        on_exit: Callable[[ExitRecord], None],
+        on_oom: Callable[[str, str, int], None] = lambda *_: None,
+    ) -> None:
+        """`on_oom` is called with namespace, id and the number of OOM kills so far."""
+        self._state, self._locks, self._on_exit, self._on_oom = state, locks, on_exit, on_oom
         self._places = state / "shims"
-        self._shims: dict[str, _ShimConnection] = {}
+        self._shims: dict[str, ShimConnection] = {}
         self._zygote: asyncio.StreamWriter | None = None
         self._starting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -167,7 +173,7 @@ class Supervisor:
         ends = time.monotonic() + START_SECONDS
         while True:
             try:
-                return await _open(str(self._state), protocol.ZYGOTE_SOCKET)
+                return await open_socket(str(self._state), protocol.ZYGOTE_SOCKET)
             except (FileNotFoundError, ConnectionRefusedError):
                 if time.monotonic() > ends:
                     raise Unavailable("the zygote doesn't start", hint="see the runtime service's log") from None
@@ -193,28 +199,42 @@ class Supervisor:
         runtime: str,
         stdio: Stdio,
         request_id: str = "",
+        options: dict[str, Any] | None = None,
+        group: str = "",
+        checkpoint: str = "",
     ) -> int:
         """A shim, and the container created in it; returns its first process's pid.
 
-        With the `request_id` of an earlier call whose caller died, it answers what that one made. Everything is undone
+        Containers of one `group` share a shim. With `checkpoint`, starting it restores it from that directory. With
+        the `request_id` of an earlier call whose caller died, it answers what that one made. Everything is undone
         when it fails: FAILED_PRECONDITION with the OCI runtime's own words, or when there is no such runtime.
         """
         name = place_of(namespace, id)
         if (self._places / name).exists() and (pid := await self._created_before(name, id, request_id)) is not None:
             return pid
+        options = options or {}
+        runtime = options.get("binary_name") or runtime
         binary = shutil.which(runtime)
         if binary is None:
             raise FailedPrecondition(
                 f"runtime {runtime}: not found on PATH", hint="install it, or name another with --runtime"
             )
+        root = Path(options.get("root") or self._state / "oci") / namespace
         request = {
             "op": "create", "n": 1, "place": name, "namespace": namespace, "id": id, "bundle": str(bundle),
-            "runtime": binary, "runtime_root": str(self._state / "oci" / namespace),
-            "rootfs": [mount.model_dump() for mount in rootfs], "stdio": stdio.model_dump(), "request_id": request_id,
+            "runtime": binary, "runtime_root": str(root), "rootfs": [mount.model_dump() for mount in rootfs],
+            "stdio": stdio.model_dump(), "request_id": request_id, "options": options, "checkpoint": checkpoint,
+            "group": place_of(namespace, f"group/{group}") if group else "",
         }  # fmt: skip
-        await self._want_zygote()
-        reader, writer = await self._reach_zygote()
-        shim = _ShimConnection(self, name, reader, writer)
+        if not group:
+            return await self._create(name, id, request)
+        async with self._locks.hold(f"shim-group {request['group']}"):
+            return await self._create(name, id, request)
+
+    async def _create(self, name: str, id: str, request: dict[str, Any]) -> int:
+        reader, writer = await self._reach_maker(request["group"])
+        request_id = request["request_id"]
+        shim = ShimConnection(self, name, reader, writer)
         self._shims[name] = shim
         try:
             reply = await shim.ask(request)
@@ -229,6 +249,14 @@ class Supervisor:
             await shim.close()
             raise
         return int(reply["pid"])
+
+    async def _reach_maker(self, group: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Who makes a container: the shim of its group where there is one, or the zygote."""
+        if group:
+            with suppress(FileNotFoundError, ConnectionRefusedError):
+                return await open_socket(str(self._places / (group + protocol.GROUP)), protocol.SOCKET)
+        await self._want_zygote()
+        return await self._reach_zygote()
 
     async def _created_before(self, name: str, id: str, request_id: str) -> int | None:
         """The pid an earlier call of this request made; None when nothing is left of it. ALREADY_EXISTS if alive."""
@@ -247,25 +275,55 @@ class Supervisor:
         await self._sweep(name)
         return None
 
-    async def start_task(self, namespace: str, id: str) -> None:
-        """Starts a created container."""
-        await self._ask(namespace, id, {"op": "start"})
+    async def start_task(self, namespace: str, id: str) -> int:
+        """Starts a created container, or restores it from its checkpoint; its first process's pid."""
+        return int((await self._ask(namespace, id, {"op": "start"}))["pid"])
 
-    async def kill(self, namespace: str, id: str, signal: int, all: bool) -> None:
-        """Sends a signal to the first process, or to all. NOT_FOUND when it has finished."""
-        await self._ask(namespace, id, {"op": "kill", "signal": signal, "all": all})
+    async def exec(
+        self, namespace: str, id: str, exec_id: str, *, process: dict[str, Any], stdio: Stdio, request_id: str
+    ) -> int:
+        """Starts a further process in a container; its pid. The same request again gets the same answer."""
+        request = {
+            "op": "exec", "exec": exec_id, "process": process, "stdio": stdio.model_dump(), "request_id": request_id,
+        }  # fmt: skip
+        return int((await self._ask(namespace, id, request))["pid"])
 
-    async def resize(self, namespace: str, id: str, width: int, height: int) -> None:
+    async def kill(self, namespace: str, id: str, signal: int, all: bool, exec_id: str = "") -> None:
+        """Sends a signal to a process, or to all. NOT_FOUND when it has finished."""
+        await self._ask(namespace, id, {"op": "kill", "signal": signal, "all": all, "exec": exec_id})
+
+    async def pause(self, namespace: str, id: str) -> None:
+        """Freezes a running container."""
+        await self._ask(namespace, id, {"op": "pause"})
+
+    async def resume(self, namespace: str, id: str) -> None:
+        """Thaws a paused one."""
+        await self._ask(namespace, id, {"op": "resume"})
+
+    async def update(self, namespace: str, id: str, resources: dict[str, Any]) -> None:
+        """Sets a container's limits (OCI's `linux.resources`)."""
+        await self._ask(namespace, id, {"op": "update", "resources": resources})
+
+    async def checkpoint(self, namespace: str, id: str, path: str, flags: Sequence[str]) -> None:
+        """Writes a container to a directory by CRIU; `flags` are the runtime's. FAILED_PRECONDITION if it can't be."""
+        await self._ask(namespace, id, {"op": "checkpoint", "path": path, "flags": list(flags)})
+
+    async def resize(self, namespace: str, id: str, width: int, height: int, exec_id: str = "") -> None:
         """Sets the terminal's size in characters. FAILED_PRECONDITION without a terminal."""
-        await self._ask(namespace, id, {"op": "resize", "width": width, "height": height})
+        await self._ask(namespace, id, {"op": "resize", "width": width, "height": height, "exec": exec_id})
 
-    async def close_stdin(self, namespace: str, id: str) -> None:
+    async def close_stdin(self, namespace: str, id: str, exec_id: str = "") -> None:
         """The process reads end of file."""
-        await self._ask(namespace, id, {"op": "close_stdin"})
+        await self._ask(namespace, id, {"op": "close_stdin", "exec": exec_id})
 
-    async def state(self, namespace: str, id: str) -> dict[str, Any]:
-        """The shim's word: `status` (creating, created, running, stopped) and `pid`."""
-        return await self._ask(namespace, id, {"op": "state"})
+    async def state(self, namespace: str, id: str, exec_id: str = "") -> dict[str, Any]:
+        """The shim's word: `status` (creating, created, running, paused, stopped) and `pid`."""
+        return await self._ask(namespace, id, {"op": "state", "exec": exec_id})
+
+    async def delete_exec(self, namespace: str, id: str, exec_id: str, force: bool = False) -> ExitRecord:
+        """Forgets an exec that has ended, once its last words are out, and says how; `force` kills what still runs."""
+        reply = await self._ask(namespace, id, {"op": "delete_exec", "exec": exec_id, "force": force})
+        return _exit_record(namespace, id, reply["exit"], exec_id)
 
     async def delete(self, namespace: str, id: str, force: bool = False) -> ExitRecord | None:
         """Removes the container and everything made for it, its shim last; how it ended, or None if nothing was there.
@@ -303,34 +361,31 @@ class Supervisor:
 
     # ----------------------------------------------------------------------------------------------------- connections
 
-    async def _connected(self, name: str) -> _ShimConnection:
+    async def _connected(self, name: str) -> ShimConnection:
         shim = self._shims.get(name)
         if shim is not None and not shim.closed:
             await shim.greeted()
             return shim
-        reader, writer = await _open(str(self._places / name), protocol.SOCKET)
+        reader, writer = await open_socket(str(self._places / name), protocol.SOCKET)
         again = self._shims.get(name)
         if again is not None and not again.closed:
             writer.close()
             await again.greeted()
             return again
-        shim = _ShimConnection(self, name, reader, writer)
+        shim = ShimConnection(self, name, reader, writer)
         self._shims[name] = shim
         await shim.greeted()
         return shim
 
-    async def _living(self, name: str) -> bool:
-        try:
-            await self._connected(name)
-        except (OSError, ShoalError):
-            return False
-        return True
-
     def exited(self, hello: dict[str, Any], event: dict[str, Any]) -> None:
         """A shim told of an exit."""
-        self._on_exit(_exit_record(hello["namespace"], hello["id"], event))
+        self._on_exit(_exit_record(hello["namespace"], hello["id"], event, event.get("exec", "")))
 
-    def lost(self, shim: _ShimConnection, orderly: bool) -> None:
+    def out_of_memory(self, hello: dict[str, Any], event: dict[str, Any]) -> None:
+        """A shim told how many OOM kills there have been."""
+        self._on_oom(hello["namespace"], hello["id"], int(event["kills"]))
+
+    def lost(self, shim: ShimConnection, orderly: bool) -> None:
         """A shim's connection has ended: orderly, or because it is dead."""
         if self._shims.get(shim.name) is shim:
             del self._shims[shim.name]
@@ -364,99 +419,22 @@ class Supervisor:
                 exit = await asyncio.to_thread(remove_container, place, record, exit)
                 protocol.write_durably(place, protocol.EXIT, exit)
         taken = _exit_record(record["namespace"], record["id"], exit)
+        for exec_id, ended in _execs_of(place, exit):
+            self._on_exit(_exit_record(taken.namespace, taken.id, ended, exec_id))
         if taken.pid:
             self._on_exit(taken)  # without a pid there never was a process that could exit
         return taken
 
 
-class _ShimConnection:
-    """A connection to one shim: requests by number, and what it says unasked."""
-
-    def __init__(
-        self, supervisor: Supervisor, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._supervisor, self.name, self._writer = supervisor, name, writer
-        self.hello: dict[str, Any] = {}
-        self.closed = False
-        self._number = 1
-        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._hello = asyncio.Event()
-        self._orderly = False
-        self._reading = asyncio.create_task(self._read(reader))
-
-    async def greeted(self) -> None:
-        """Returns when the shim has said who it is."""
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                await self._hello.wait()
-        except TimeoutError:
-            raise Unavailable("a shim doesn't answer") from None
-        if self.closed:
-            raise ConnectionResetError
-
-    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request and its reply. Raises what the shim answered; UNAVAILABLE when it is gone."""
-        self._number += 1
-        number = self._number
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
-        try:
-            if self.closed:
-                raise Unavailable("the shim is gone")
-            self._writer.write(protocol.encode(request | {"n": number}))
-            async with asyncio.timeout(CALL_SECONDS):
-                reply = await answer
-        finally:
-            self._waiting.pop(number, None)
-        if (error := reply.get("error")) is not None:
-            raise BY_CODE[Code[error["code"]]](error["message"], hint=error.get("hint", ""))
-        return reply
-
-    async def close(self) -> None:
-        self._orderly = True
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        decoder = protocol.Decoder()
-        try:
-            while data := await reader.read(65536):
-                for message in decoder.feed(data):
-                    self._heard(message)
-        except (OSError, ValueError) as error:
-            log.warning("shim.connection", error=str(error))
-        finally:
-            self.closed = True
-            self._hello.set()
-            self._writer.close()
-            for waiting in self._waiting.values():
-                if not waiting.done():
-                    waiting.set_exception(Unavailable("the shim is gone"))
-            self._supervisor.lost(self, self._orderly)
-
-    def _heard(self, message: dict[str, Any]) -> None:
-        match message.get("event"):
-            case "hello":
-                self.hello = message
-                self._hello.set()
-            case "exit":
-                self._supervisor.exited(self.hello, message)
-            case "bye":
-                self._orderly = True
-            case None:
-                waiting = self._waiting.get(message.get("n", 0))
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(message)
-            case other:
-                log.debug("shim.unknown_event", event_name=other)
+def _execs_of(place: str, exit: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """How the execs ended that a dead shim had started: as it had recorded, or with their container."""
+    for name in sorted(entry.name for entry in Path(place).iterdir()):
+        if name.startswith(protocol.EXEC) and name.endswith(".json"):
+            record = protocol.read_json(place, name) or {}
+            killed = {"exit_status": KILLED, "exited_at": exit["exited_at"]}
+            yield name.removeprefix(protocol.EXEC).removesuffix(".json"), killed | record
 
 
-async def _open(directory: str, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    connection: socket.socket = protocol.connect(directory, name)
-    connection.setblocking(False)
-    return await asyncio.open_unix_connection(sock=connection)
-
-
-def _exit_record(namespace: str, id: str, exit: dict[str, Any]) -> ExitRecord:
+def _exit_record(namespace: str, id: str, exit: dict[str, Any], exec_id: str = "") -> ExitRecord:
     when = datetime.fromtimestamp(exit["exited_at"], UTC)
-    return ExitRecord(namespace, id, int(exit["pid"]), int(exit["exit_status"]), when)
+    return ExitRecord(namespace, id, int(exit["pid"]), int(exit["exit_status"]), when, exec_id)

@@ -11,6 +11,7 @@ held. Exits come by themselves, from `exits`.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -21,11 +22,12 @@ from shoal_bus.context import Context
 from shoal_bus.database import Database, Transaction
 from shoal_bus.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from shoal_bus.filters import Field, compile_filters
-from shoal_bus.message import Empty, now, pack
+from shoal_bus.message import now, pack
 from shoal_bus.types import Mount, Stdio
 
 from shoal_runtime.bundles import Bundles
 from shoal_runtime.containers import Containers
+from shoal_runtime.execs import Execs
 from shoal_runtime.exits import KILLED, Exits, exit_of
 from shoal_runtime.spec import fit_to_host
 from shoal_runtime.supervisor import ExitRecord, Supervisor
@@ -33,6 +35,8 @@ from shoal_runtime.supervisor import ExitRecord, Supervisor
 log = structlog.get_logger(__name__)
 
 _PAGE = 256
+_GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+"""The annotations that name a group of containers under one shim: containerd's."""
 
 
 class Tasks:
@@ -43,48 +47,49 @@ class Tasks:
     ) -> None:
         self._db, self._containers, self._supervisor = database, containers, supervisor
         self._exits, self._bundles = exits, bundles
+        self.execs = Execs(self, database, containers, supervisor, exits)
 
-    def find(self, namespace: str, id: str) -> Any | None:
-        """The row of a task, or None."""
-        return self._db.read_one("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (namespace, id))
+    def find(self, namespace: str, id: str, exec_id: str = "") -> Any | None:
+        """The row of a process, by default of the first one, or None."""
+        return self._db.read_one(
+            "SELECT * FROM tasks WHERE namespace = ? AND id = ? AND exec_id = ?", (namespace, id, exec_id)
+        )
 
-    def require(self, namespace: str, id: str) -> Any:
-        """The row of a task, or NOT_FOUND."""
-        row = self.find(namespace, id)
+    def require(self, namespace: str, id: str, exec_id: str = "") -> Any:
+        """The row of a process, or NOT_FOUND."""
+        row = self.find(namespace, id, exec_id)
         if row is None:
-            raise NotFound(f"container {id}: has no task")
+            raise NotFound(f"container {id}: has no exec {exec_id}" if exec_id else f"container {id}: has no task")
         return row
 
     # ------------------------------------------------------------------------------------------------------------ verbs
 
     async def create(self, ctx: Context, request: api.CreateTask) -> api.Task:
-        return await self.begin(ctx, request.container_id, request.rootfs, request.stdio, answers=True)
+        return await self.begin(
+            ctx, request.container_id, request.rootfs, request.stdio,
+            options=request.options, checkpoint=request.checkpoint, answers=True,
+        )  # fmt: skip
 
     async def start(self, ctx: Context, request: api.ProcessRequest) -> api.Task:
+        if request.exec_id:
+            return await self.execs.start(ctx, request.container_id, request.exec_id)
         return await self.begin_to_run(ctx, request.container_id)
 
-    async def kill(self, ctx: Context, request: api.KillTask) -> Empty:
-        row = self.require(ctx.namespace, request.container_id)
-        if row["status"] == "creating":
-            raise FailedPrecondition(f"container {request.container_id}: its task is just being created")
-        if row["status"] == "stopped":
-            raise NotFound(f"container {request.container_id}: its process has already finished")
-        await self._supervisor.kill(ctx.namespace, request.container_id, request.signal, request.all)
-        return Empty()
-
     async def wait(self, ctx: Context, request: api.ProcessRequest) -> api.Exit:
-        return await self._exits.wait(ctx.namespace, request.container_id)
+        return await self._exits.wait(ctx.namespace, request.container_id, request.exec_id)
 
     async def delete(self, ctx: Context, request: api.DeleteTask) -> api.Exit:
+        if request.exec_id:
+            return await self.execs.delete(ctx, request.container_id, request.exec_id, request.force)
         row = self.require(ctx.namespace, request.container_id)
-        if row["status"] not in ("created", "stopped"):
+        if row["status"] not in ("created", "stopped") and not request.force:
             raise FailedPrecondition(
-                f"container {request.container_id}: its task is {row['status']}", hint="kill it first"
+                f"container {request.container_id}: its task is {row['status']}", hint="kill it first, or force it"
             )
         return await self.end(ctx.namespace, request.container_id, answer=ctx)
 
     async def get(self, ctx: Context, request: api.ProcessRequest) -> api.Task:
-        return _task(self.require(ctx.namespace, request.container_id))
+        return task_of(self.require(ctx.namespace, request.container_id, request.exec_id))
 
     async def list(self, ctx: Context, request: api.ListTasks) -> AsyncIterator[api.Task]:
         """Every task that a filter matches, in the order of their ids."""
@@ -92,11 +97,11 @@ class Tasks:
         after = ""
         while True:
             page = self._db.read(
-                f"SELECT * FROM tasks WHERE namespace = ? AND id > ? ORDER BY id LIMIT {_PAGE}",  # noqa: S608 (constant)
+                f"SELECT * FROM tasks WHERE namespace = ? AND id > ? AND exec_id = '' ORDER BY id LIMIT {_PAGE}",  # noqa: S608
                 (ctx.namespace, after),
             )
             for row in page:
-                task = _task(row)
+                task = task_of(row)
                 if matches(_fields(task)):
                     yield task
             if len(page) < _PAGE:
@@ -104,69 +109,81 @@ class Tasks:
             after = page[-1]["id"]
             await asyncio.sleep(0)
 
-    async def resize(self, ctx: Context, request: api.ResizeTask) -> Empty:
-        row = self.require(ctx.namespace, request.container_id)
-        if row["status"] == "stopped":
-            raise NotFound(f"container {request.container_id}: its process has already finished")
-        await self._supervisor.resize(ctx.namespace, request.container_id, request.width, request.height)
-        return Empty()
-
-    async def close_io(self, ctx: Context, request: api.ProcessRequest) -> Empty:
-        self.require(ctx.namespace, request.container_id)
-        await self._supervisor.close_stdin(ctx.namespace, request.container_id)
-        return Empty()
-
     # --------------------------------------------------------------------------------------------------- creating one
 
     async def begin(
-        self, ctx: Context, id: str, rootfs: Sequence[Mount], stdio: Stdio, *, answers: bool = False
+        self,
+        ctx: Context,
+        id: str,
+        rootfs: Sequence[Mount],
+        stdio: Stdio,
+        *,
+        options: api.RuncOptions | None = None,
+        checkpoint: str = "",
+        answers: bool = False,
     ) -> api.Task:
         """Creates a task, as a step of the request `ctx`; undone if it fails. `answers`: the task is its answer."""
         container = self._containers.require(ctx.namespace, id)
-        require_runtime(container.runtime)
+        chosen = options or container.options
+        require_runtime(chosen.binary_name or container.runtime)
+        if checkpoint and not os.path.isdir(checkpoint):  # noqa: PTH112, ASYNC240 (a moment)
+            raise NotFound(f"checkpoint {checkpoint}: there is no such directory")
         found = self.find(ctx.namespace, id)
         if found is not None and found["request_id"] == ctx.id and found["status"] != "creating":
-            return _task(found)  # a resumed run has come further than this step
+            return task_of(found)  # a resumed run has come further than this step
         if found is not None and found["request_id"] != ctx.id:
             raise AlreadyExists(f"container {id}: has a task already", hint="delete it first")
         bundle = self._bundles.path(ctx.namespace, id)
         with self._db.write() as tx:
             self._exits.forget(tx, ctx.namespace, id)
             tx.execute(
-                "INSERT OR IGNORE INTO tasks (namespace, id, request_id, status, bundle, rootfs, stdio)"
-                " VALUES (?, ?, ?, 'creating', ?, ?, ?)",
-                (ctx.namespace, id, ctx.id, str(bundle), pack([m.model_dump() for m in rootfs]), stdio.pack()),
-            )
+                "INSERT OR IGNORE INTO tasks (namespace, id, request_id, status, bundle, rootfs, stdio, checkpoint)"
+                " VALUES (?, ?, ?, 'creating', ?, ?, ?, ?)",
+                (ctx.namespace, id, ctx.id, str(bundle), pack([m.model_dump() for m in rootfs]), stdio.pack(),
+                 checkpoint),
+            )  # fmt: skip
         try:
             self._bundles.make(ctx.namespace, id, fit_to_host(container.spec))
-            pid = await self._make(ctx, container, rootfs, stdio)
+            pid = await self._make(ctx, container, rootfs, stdio, chosen, checkpoint)
         except Exception:
             # A cancelled one (this copy stops) stays, for the copy that resumes it.
             await self.undo_creation(ctx.namespace, id)
             raise
         with self._db.write() as tx:
             tx.execute(
-                "UPDATE tasks SET status = 'created', pid = ? WHERE namespace = ? AND id = ?", (pid, ctx.namespace, id)
+                "UPDATE tasks SET status = 'created', pid = ? WHERE namespace = ? AND id = ? AND exec_id = ''",
+                (pid, ctx.namespace, id),
             )
             io = api.TaskIO(**stdio.model_dump())
-            created = api.TaskCreated(container_id=id, bundle=str(bundle), rootfs=[*rootfs], io=io, pid=pid)
+            created = api.TaskCreated(
+                container_id=id, bundle=str(bundle), rootfs=[*rootfs], io=io, checkpoint=checkpoint, pid=pid
+            )
             tx.emit(ctx.namespace, api.TASKS_CREATE, created)
             exit = self._exits.settle(tx, ctx.namespace, id)
-            task = _task(
-                tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (ctx.namespace, id)).fetchone()
-            )
+            task = task_of(_row(tx, ctx.namespace, id))
             if answers:
                 ctx.answer(tx, task)
         if exit is not None:
             self._exits.announce(ctx.namespace, exit)
         return task
 
-    async def _make(self, ctx: Context, container: api.Container, rootfs: Sequence[Mount], stdio: Stdio) -> int:
+    async def _make(
+        self,
+        ctx: Context,
+        container: api.Container,
+        rootfs: Sequence[Mount],
+        stdio: Stdio,
+        options: api.RuncOptions,
+        checkpoint: str,
+    ) -> int:
+        annotations = container.spec.get("annotations") or {}
+        group = next((annotations[name] for name in _GROUPS if annotations.get(name)), "")
         for last in (False, True):
             try:
                 return await self._supervisor.create(
                     ctx.namespace, container.id, bundle=self._bundles.path(ctx.namespace, container.id),
                     rootfs=[*rootfs], runtime=container.runtime, stdio=stdio, request_id=ctx.id,
+                    options=options.model_dump(exclude_defaults=True), group=group, checkpoint=checkpoint,
                 )  # fmt: skip
             except Unavailable as error:  # it has just removed what a dead shim left in this place
                 if last:
@@ -179,7 +196,10 @@ class Tasks:
         await self._supervisor.delete(namespace, id, force=True)
         await asyncio.to_thread(self._bundles.remove, namespace, id)
         with self._db.write() as tx:
-            tx.execute("DELETE FROM tasks WHERE namespace = ? AND id = ? AND status = 'creating'", (namespace, id))
+            tx.execute(
+                "DELETE FROM tasks WHERE namespace = ? AND id = ? AND exec_id = '' AND status = 'creating'",
+                (namespace, id),
+            )
 
     # --------------------------------------------------------------------------------------------------- starting one
 
@@ -191,33 +211,49 @@ class Tasks:
             if row["status"] == "creating":
                 raise FailedPrecondition(f"container {id}: its task is just being created")
             raise FailedPrecondition(f"container {id}: its task has been started already, and is {row['status']}")
-        with self._db.write() as tx:
-            tx.execute("UPDATE tasks SET start_request = ? WHERE namespace = ? AND id = ?", (ctx.id, ctx.namespace, id))
+        self.set_start(ctx.namespace, id, "", ctx.id)
+        pid = row["pid"]
         try:
             status = await self._status(ctx.namespace, id) if again else "created"
             if status == "created":
-                await self._supervisor.start_task(ctx.namespace, id)
+                pid = await self._supervisor.start_task(ctx.namespace, id)
         except Exception:
-            with self._db.write() as tx:
-                tx.execute("UPDATE tasks SET start_request = '' WHERE namespace = ? AND id = ?", (ctx.namespace, id))
-                exit = self._exits.settle(tx, ctx.namespace, id)
-            if exit is not None:
-                self._exits.announce(ctx.namespace, exit)
+            self.unstart(ctx.namespace, id, "")
             raise
         with self._db.write() as tx:
-            tx.execute("UPDATE tasks SET status = 'running' WHERE namespace = ? AND id = ?", (ctx.namespace, id))
-            tx.emit(ctx.namespace, api.TASKS_START, api.TaskStarted(container_id=id, pid=row["pid"]))
+            tx.execute(
+                "UPDATE tasks SET status = 'running', pid = ? WHERE namespace = ? AND id = ? AND exec_id = ''",
+                (pid, ctx.namespace, id),
+            )
+            tx.emit(ctx.namespace, api.TASKS_START, api.TaskStarted(container_id=id, pid=pid))
             exit = self._exits.settle(tx, ctx.namespace, id)
             if exit is None and status == "gone":
-                lost = ExitRecord(ctx.namespace, id, row["pid"], KILLED, now())
+                lost = ExitRecord(ctx.namespace, id, pid, KILLED, now())
                 exit = self._exits.record(tx, lost)
-            task = _task(
-                tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (ctx.namespace, id)).fetchone()
-            )
+            task = task_of(_row(tx, ctx.namespace, id))
             ctx.answer(tx, task)
         if exit is not None:
             self._exits.announce(ctx.namespace, exit)
         return task
+
+    def set_start(self, namespace: str, id: str, exec_id: str, request_id: str) -> None:
+        """Writes down that a start is under way, before its first effect."""
+        with self._db.write() as tx:
+            tx.execute(
+                "UPDATE tasks SET start_request = ? WHERE namespace = ? AND id = ? AND exec_id = ?",
+                (request_id, namespace, id, exec_id),
+            )
+
+    def unstart(self, namespace: str, id: str, exec_id: str) -> None:
+        """A start has failed: what waited for it to be told is told."""
+        with self._db.write() as tx:
+            tx.execute(
+                "UPDATE tasks SET start_request = '' WHERE namespace = ? AND id = ? AND exec_id = ?",
+                (namespace, id, exec_id),
+            )
+            exit = self._exits.settle(tx, namespace, id, exec_id)
+        if exit is not None:
+            self._exits.announce(namespace, exit)
 
     async def _status(self, namespace: str, id: str) -> str:
         """The shim's word, for a start that a dead copy began: it may have come through, and be over."""
@@ -238,8 +274,12 @@ class Tasks:
         told: api.Exit | None = None
         with self._db.write() as tx:
             row = _row(tx, namespace, id)
+            lost = self.execs.end_all(tx, namespace, id)
             if row["status"] != "stopped":
-                tx.execute("UPDATE tasks SET start_request = '' WHERE namespace = ? AND id = ?", (namespace, id))
+                tx.execute(
+                    "UPDATE tasks SET start_request = '' WHERE namespace = ? AND id = ? AND exec_id = ''",
+                    (namespace, id),
+                )
                 exited = record or ExitRecord(namespace, id, row["pid"], KILLED, now())
                 if row["exited_at"] is None or row["exit_pid"] != row["pid"]:
                     told = self._exits.record(tx, exited)
@@ -256,8 +296,8 @@ class Tasks:
                 self._exits.keep(tx, namespace, exit)
             if answer is not None:
                 answer.answer(tx, exit)
-        if told is not None:
-            self._exits.announce(namespace, told)
+        for ended in [*lost, *([told] if told is not None else [])]:
+            self._exits.announce(namespace, ended)
         return exit
 
 
@@ -270,13 +310,14 @@ def require_runtime(runtime: str) -> None:
 
 
 def _row(tx: Transaction, namespace: str, id: str) -> Any:
-    return tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ?", (namespace, id)).fetchone()
+    return tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ? AND exec_id = ''", (namespace, id)).fetchone()
 
 
-def _task(row: Any) -> api.Task:
+def task_of(row: Any) -> api.Task:
+    """What a row says of a process."""
     stopped = row["status"] == "stopped"
     return api.Task(
-        container_id=row["id"], pid=row["pid"], status=row["status"], bundle=row["bundle"],
+        container_id=row["id"], exec_id=row["exec_id"], pid=row["pid"], status=row["status"], bundle=row["bundle"],
         stdio=Stdio.unpack(row["stdio"]), exit_status=row["exit_status"] if stopped else 0,
         exited_at=exit_of(row).exited_at if stopped else None,
     )  # fmt: skip

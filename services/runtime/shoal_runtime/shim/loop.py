@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -27,6 +28,7 @@ class Loop:
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._children: dict[int, Callable[[int], None]] = {}
         self._unclaimed: dict[int, int] = {}
+        self._expected = 0
         self.running = True
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._pipe = reader, writer
@@ -52,6 +54,16 @@ class Loop:
     def after(self, seconds: float, callback: Callable[[], None]) -> None:
         """Calls `callback` once, in `seconds`."""
         self._timers.append((time.monotonic() + seconds, callback))
+
+    def expect(self) -> None:
+        """A child whose pid isn't known yet is about to come: what ends unclaimed is remembered, until `expected`."""
+        self._expected += 1
+
+    def expected(self) -> None:
+        """That child has been claimed, or doesn't come. What nobody claimed was an orphan."""
+        self._expected -= 1
+        if not self._expected:
+            self._unclaimed.clear()
 
     def claim(self, pid: int, callback: Callable[[int], None]) -> None:
         """Calls `callback` with the wait status of the child `pid` when it ends, or at once when it has."""
@@ -95,11 +107,9 @@ class Loop:
             callback = self._children.pop(pid, None)
             if callback is not None:
                 callback(status)
-            else:
-                # An orphan, or a container's first process that ended before its pid was told.
+            elif self._expected:
+                # An orphan, or a container's process that ended before its pid was told.
                 self._unclaimed[pid] = status
-                if len(self._unclaimed) > 256:
-                    del self._unclaimed[next(iter(self._unclaimed))]
 
     def spawn(
         self,
@@ -116,12 +126,13 @@ class Loop:
         there is no such program.
         """
         output = bytearray()
-        given = dict(files or {})
+        # Above the targets, so that none of them overwrites what is still to be copied.
+        given = {fd: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 16) for fd, source in (files or {}).items()}
         actions: list[tuple[Any, ...]] = []
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if capture else (-1, -1)
         try:
-            for fd in (0, 1, 2):
+            for fd in sorted({0, 1, 2, *given}):
                 source = given.get(fd, writer if capture and fd else null)
                 actions.append((os.POSIX_SPAWN_DUP2, source, fd))
             pid = os.posix_spawnp(
@@ -137,7 +148,8 @@ class Loop:
                 os.close(reader)
             raise
         finally:
-            os.close(null)
+            for fd in (null, *given.values()):
+                os.close(fd)
             if capture:
                 os.close(writer)
 
@@ -178,11 +190,23 @@ class Connection:
         sock.setblocking(False)
         self._loop, self._socket, self._heard, self._closed = loop, sock, heard, closed
         self._decoder, self._out = protocol.Decoder(), bytearray()
+        self._closing = False
         loop.watch(sock.fileno(), select.POLLIN, self._ready)
 
     def send(self, message: dict[str, Any]) -> None:
         """Sends a message; a peer that has gone is noticed when it is read from."""
         self._out += protocol.encode(message)
+        self._flush()
+
+    def give_to(
+        self, heard: Callable[[Connection, dict[str, Any]], None], closed: Callable[[Connection], None]
+    ) -> None:
+        """What comes from now on, and its end, are somebody else's."""
+        self._heard, self._closed = heard, closed
+
+    def close_when_sent(self) -> None:
+        """Closes it as soon as the peer has taken what was sent."""
+        self._closing = True
         self._flush()
 
     def close(self) -> None:
@@ -204,15 +228,11 @@ class Connection:
             if not data:
                 self.close()
                 return
-            self.feed(data)
-
-    def feed(self, data: bytes) -> None:
-        """Takes bytes as if they had just been received."""
-        try:
-            for message in self._decoder.feed(data):
-                self._heard(self, message)
-        except ValueError:
-            self.close()
+            try:
+                for message in self._decoder.feed(data):
+                    self._heard(self, message)
+            except ValueError:
+                self.close()
 
     def _flush(self) -> None:
         while self._out and self._socket.fileno() >= 0:
@@ -224,9 +244,33 @@ class Connection:
                 self._out.clear()
                 break
             del self._out[:sent]
+        if self._closing and not self._out:
+            self.close()
         if self._socket.fileno() >= 0:
             wanted = select.POLLIN | (select.POLLOUT if self._out else 0)
             self._loop.watch(self._socket.fileno(), wanted, self._ready)
+
+
+def serve(
+    loop: Loop,
+    listener: socket.socket,
+    heard: Callable[[Connection, dict[str, Any]], None],
+    accepted: Callable[[Connection], None],
+    closed: Callable[[Connection], None],
+) -> None:
+    """Accepts connections of root's, and nobody else's."""
+
+    def accept(_: int) -> None:
+        try:
+            sock, _address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        if peer_is_root(sock):
+            accepted(Connection(loop, sock, heard, closed))
+        else:
+            sock.close()
+
+    loop.watch(listener.fileno(), select.POLLIN, accept)
 
 
 def peer_is_root(sock: socket.socket) -> bool:

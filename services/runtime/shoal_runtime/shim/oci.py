@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.protocol import ShimError
 
-LOG = "runtime.log"
 PID_FILE = "init.pid"
+
+Done = Callable[["ShimError | None"], None]
 
 
 class OciRuntime:
-    """One container of one runtime."""
+    """One container of one runtime. `options` are containerd's runc options, those that concern the command line."""
 
-    def __init__(self, loop: Loop, binary: str, root: str, bundle: str, id: str) -> None:
+    def __init__(self, loop: Loop, binary: str, root: str, bundle: str, id: str, options: dict[str, Any]) -> None:
         self._loop, self.binary, self._root, self._bundle, self._id = loop, binary, root, bundle, id
+        self._options = options
+        self._runs = 0
 
     @property
     def exec_fifo(self) -> str:
@@ -28,41 +32,73 @@ class OciRuntime:
     def is_runc(self) -> bool:
         return os.path.basename(self.binary) == "runc"
 
-    def create(self, files: Mapping[int, int], console: str, done: Callable[[ShimError | None], None]) -> None:
+    def create(self, files: Mapping[int, int], console: str, done: Done) -> None:
         """Creates the container with its first process waiting to be started."""
         arguments = ["create", "--bundle", self._bundle, "--pid-file", f"{self._bundle}/{PID_FILE}"]
-        if console:
-            arguments += ["--console-socket", console]
-        self._run([*arguments, self._id], done, files=files)
+        self._run([*arguments, *self._starting(console), self._id], done, files=files)
 
-    def start(self, done: Callable[[ShimError | None], None]) -> None:
+    def restore(self, images: str, files: Mapping[int, int], console: str, done: Done) -> None:
+        """Creates the container from a checkpoint: it runs when this is done."""
+        arguments = ["restore", "--detach", "--bundle", self._bundle, "--pid-file", f"{self._bundle}/{PID_FILE}"]
+        arguments += ["--image-path", images, *self._criu_work()]
+        self._run([*arguments, *self._starting(console), self._id], done, files=files)
+
+    def _starting(self, console: str) -> list[str]:
+        flags = {"no_pivot_root": "--no-pivot", "no_new_keyring": "--no-new-keyring"}
+        chosen = [flag for name, flag in flags.items() if self._options.get(name)]
+        return [*chosen, *(["--console-socket", console] if console else [])]
+
+    def _criu_work(self) -> list[str]:
+        work = self._options.get("criu_work_path")
+        return ["--work-path", work] if work else []
+
+    def exec(self, process: str, pid_file: str, files: Mapping[int, int], console: str, done: Done) -> None:
+        """Starts a further process, which the file `process` describes; it runs when this is done."""
+        arguments = ["exec", "--process", process, "--detach", "--pid-file", pid_file]
+        self._run([*arguments, *(["--console-socket", console] if console else []), self._id], done, files=files)
+
+    def start(self, done: Done) -> None:
         """Starts a created container, by the command."""
         self._run(["start", self._id], done)
 
-    def kill(self, signal: int, all: bool, done: Callable[[ShimError | None], None]) -> None:
+    def pause(self, done: Done) -> None:
+        """Freezes every process."""
+        self._run(["pause", self._id], done)
+
+    def resume(self, done: Done) -> None:
+        """Thaws them."""
+        self._run(["resume", self._id], done)
+
+    def update(self, resources: str, done: Done) -> None:
+        """Sets the limits that the file `resources` holds."""
+        self._run(["update", "--resources", resources, self._id], done)
+
+    def checkpoint(self, path: str, flags: Sequence[str], done: Done) -> None:
+        """Writes the container's state to a directory, with CRIU."""
+        self._run(["checkpoint", "--image-path", path, *self._criu_work(), *flags, self._id], done)
+
+    def kill(self, signal: int, all: bool, done: Done) -> None:
         """Sends a signal to the first process, or to all."""
         self._run(["kill", *(["--all"] if all else []), self._id, str(signal)], done)
 
-    def delete(self, force: bool, done: Callable[[ShimError | None], None]) -> None:
+    def delete(self, force: bool, done: Done) -> None:
         """Removes what the runtime keeps of the container, its cgroups included."""
         self._run(["delete", *(["--force"] if force else []), self._id], done)
 
-    def _run(
-        self,
-        arguments: list[str],
-        done: Callable[[ShimError | None], None],
-        files: Mapping[int, int] | None = None,
-    ) -> None:
-        log = f"{self._bundle}/{LOG}"
-        try:
-            os.unlink(log)
-        except FileNotFoundError:
-            pass
-        argv = [self.binary, "--root", self._root, "--log", log, "--log-format", "json", *arguments]
+    def _run(self, arguments: list[str], done: Done, files: Mapping[int, int] | None = None) -> None:
+        self._runs += 1
+        log = f"{self._bundle}/runtime-{self._runs}.log"
+        systemd = ["--systemd-cgroup"] if self._options.get("systemd_cgroup") else []
+        argv = [self.binary, "--root", self._root, "--log", log, "--log-format", "json", *systemd, *arguments]
 
         def ended(status: int, output: str) -> None:
             code = os.waitstatus_to_exitcode(status)
-            done(None if code == 0 else self._error(arguments[0], code, output))
+            error = None if code == 0 else self._error(arguments[0], code, _logged(log) or output)
+            try:
+                os.unlink(log)
+            except FileNotFoundError:
+                pass
+            done(error)
 
         try:
             self._loop.spawn(argv, ended, files=files, capture=files is None)
@@ -74,7 +110,7 @@ class OciRuntime:
             )
 
     def _error(self, verb: str, code: int, output: str) -> ShimError:
-        told = self._logged() or " ".join(output.split())[-500:]
+        told = " ".join(output.split())[-500:]
         how = f"exit status {code}" if code > 0 else f"killed by signal {-code}"
         message = f"{os.path.basename(self.binary)} {verb}: {told or how}"
         lower = told.lower()
@@ -84,19 +120,20 @@ class OciRuntime:
             return ShimError("NOT_FOUND", message)
         return ShimError("FAILED_PRECONDITION", message)
 
-    def _logged(self) -> str:
-        """The last error in the runtime's own log."""
-        found = ""
-        try:
-            with open(f"{self._bundle}/{LOG}", encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    try:
-                        entry = json.loads(line)
-                    except ValueError:
-                        found = line.strip() or found
-                        continue
-                    if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
-                        found = str(entry.get("msg", ""))
-        except FileNotFoundError:
-            return ""
-        return found
+
+def _logged(log: str) -> str:
+    """The last error in a runtime's log."""
+    found = ""
+    try:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    found = line.strip() or found
+                    continue
+                if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
+                    found = str(entry.get("msg", ""))
+    except FileNotFoundError:
+        return ""
+    return found

@@ -2,8 +2,9 @@
 
 A frame is its length (four bytes, big-endian) and a JSON map. A request has `op` and `n`; its reply has the same
 `n`, and `error` (`code`, `message`, `hint`) where it failed. What a shim says unasked has `event`. On any connection
-it begins with `{"event": "hello", "version": …, "namespace": …, "id": …}` and, when the container has exited
-already, the `exit` event: whoever connects late misses nothing.
+it begins with `{"event": "hello", "version": …, "namespace": …, "id": …}` and the events of what has happened
+already: whoever connects late misses nothing. `exit` tells of an exec where it has `exec`, of the first process
+otherwise; `oom` has the number of OOM kills so far.
 
 Versions: a shim from before an upgrade goes on being managed, so operations are only ever added, and a shim answers an
 unknown one with UNIMPLEMENTED.
@@ -22,7 +23,9 @@ MAX_FRAME = 16 << 20
 _LENGTH = struct.Struct(">I")
 
 SOCKET, RECORD, INIT, EXIT = "sock", "shim.json", "init.json", "exit.json"
-"""The names in a shim's directory: its socket, what it supervises, its first process, and how that ended."""
+"""The names in a container's directory: its socket, what it is, its first process, and how that ended."""
+EXEC, GROUP = "exec-", ".group"
+"""What the record of an exec begins with (its pid, and then how it ended), and the directory of a group ends with."""
 
 ZYGOTE_SOCKET, ZYGOTE_LOCK = "zygote.sock", "zygote.lock"
 

@@ -16,8 +16,10 @@ import stat
 import struct
 import termios
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from shoal_runtime.shim.logger import Logger
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.protocol import ShimError
 
@@ -34,14 +36,18 @@ def _path(uri: str) -> str:
 class Streams:
     """The descriptors of one process without a terminal: `files` for the runtime, and the ends kept open."""
 
-    def __init__(self, stdin: str, stdout: str, stderr: str) -> None:
+    def __init__(self, stdio: dict[str, Any], logger: Logger | None) -> None:
         self.files: dict[int, int] = {}
         self._keepers: list[int] = []
         self._stdin_keeper = -1
         try:
-            self.files[0] = self._input(stdin)
-            self.files[1] = self._output(stdout)
-            self.files[2] = self._output(stderr)
+            self.files[0] = self._input(stdio.get("stdin", ""))
+            if logger is not None:
+                self.files[1] = os.dup(logger.stdout)
+                self.files[2] = os.dup(logger.stderr)
+            else:
+                self.files[1] = self._output(stdio.get("stdout", ""))
+                self.files[2] = self._output(stdio.get("stderr", ""))
         except OSError as error:
             self.close()
             raise ShimError("FAILED_PRECONDITION", f"standard streams: {error.strerror}: {error.filename}") from None
@@ -66,7 +72,9 @@ class Streams:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             return os.open(path, flags, 0o644)
         if "://" in where:
-            raise ShimError("INVALID_ARGUMENT", f"standard streams: {where}: give a FIFO's path, or file:///…")
+            raise ShimError(
+                "INVALID_ARGUMENT", f"standard streams: {where}: give a FIFO's path, file:///… or binary:///…"
+            )
         if stat.S_ISFIFO(os.stat(path).st_mode):
             self._keepers.append(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -165,8 +173,9 @@ class Terminal:
     Nobody reading is no reason to hang: what has been read waits here up to a bound, and then the terminal fills.
     """
 
-    def __init__(self, loop: Loop, stdin: str, stdout: str) -> None:
+    def __init__(self, loop: Loop, stdio: dict[str, Any], logger: Logger | None) -> None:
         self._loop, self._master = loop, -1
+        stdin, stdout = stdio.get("stdin", ""), stdio.get("stdout", "") if logger is None else ""
         self._in = self._open(stdin, os.O_RDONLY) if stdin else -1
         self._in_keeper = -1
         try:
@@ -174,6 +183,9 @@ class Terminal:
             self._in_keeper = self._open(stdin, os.O_RDWR) if stdin else -1
             self._out_keeper = self._open(stdout, os.O_RDWR) if stdout else -1
             self._out = self._open(stdout, os.O_WRONLY) if stdout else -1
+            if logger is not None:
+                self._out = os.dup(logger.stdout)
+                os.set_blocking(self._out, False)
         except BaseException:
             self.close()
             raise

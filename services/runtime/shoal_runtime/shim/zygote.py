@@ -18,7 +18,7 @@ import socket
 import sys
 from typing import Any
 
-from shoal_runtime.shim import protocol
+from shoal_runtime.shim import cgroups, protocol
 from shoal_runtime.shim.loop import Connection, Loop, peer_is_root
 from shoal_runtime.shim.protocol import ShimError
 from shoal_runtime.shim.shim import Shim
@@ -64,43 +64,13 @@ def main(directory: str) -> None:
     # What a killed shim leaves comes to us, and is reaped.
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     name_process("shoal-zygote")
-    leave_unit()
+    cgroups.leave_unit()
     Zygote(directory, listener).serve()
 
 
 def name_process(name: str) -> None:
     """What `ps` shows as the command's name."""
     _libc.prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
-
-
-def leave_unit() -> None:
-    """Out of the service's unit, where systemd keeps one: stopping or restarting it must not touch containers.
-
-    Only the hierarchies that systemd itself uses say what belongs to a unit: its named one, and cgroup v2.
-    """
-    with open("/proc/self/cgroup", encoding="ascii") as file:
-        entries = [line.rstrip("\n").split(":", 2) for line in file]
-    for _, controllers, path in entries:
-        if controllers not in ("", "name=systemd") or not path.endswith((".service", ".scope")):
-            continue
-        for root in _hierarchies(controllers):
-            try:
-                os.makedirs(f"{root}/shoal", exist_ok=True)
-                with open(f"{root}/shoal/cgroup.procs", "w", encoding="ascii") as procs:
-                    procs.write(str(os.getpid()))
-            except OSError as error:
-                sys.stderr.write(f"zygote: stays in {path}: {error}\n")
-
-
-def _hierarchies(controllers: str) -> list[str]:
-    kind = "cgroup" if controllers else "cgroup2"
-    found = []
-    with open("/proc/self/mounts", encoding="utf-8") as file:
-        for line in file:
-            _, point, fstype, options = line.split()[:4]
-            if fstype == kind and (not controllers or controllers in options.split(",")):
-                found.append(point)
-    return found[:1]
 
 
 class Zygote:
@@ -138,7 +108,6 @@ class Zygote:
 
     def fork(self, sock: socket.socket, request: dict[str, Any]) -> None:
         """A shim for `request`, which talks to whoever asked on `sock` from here on."""
-        place = f"{self._directory}/shims/{request['place']}"
         os.makedirs(f"{self._directory}/shims", mode=0o700, exist_ok=True)
         pid = os.fork()
         if pid:
@@ -148,7 +117,7 @@ class Zygote:
         status = 1
         try:
             _become_shim(sock)
-            Shim(place, request).serve(sock, b"")
+            Shim(self._directory).run(sock, request)
             status = 0
         except BaseException as error:  # noqa: BLE001 (a forked child: whatever it is, it ends here)
             _last_words(sock, request, error)

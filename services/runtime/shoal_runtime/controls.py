@@ -1,0 +1,153 @@
+"""What is done to a task while it is there: signals, pause, limits, checkpoints, its terminal, and what runs in it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+from shoal_bus.api import runtime as api
+from shoal_bus.context import Context
+from shoal_bus.database import Database
+from shoal_bus.errors import FailedPrecondition, InvalidArgument, NotFound
+from shoal_bus.events import Topic
+from shoal_bus.message import Empty, Message
+
+from shoal_runtime import pids
+from shoal_runtime.spec.check import check_resources
+from shoal_runtime.supervisor import Supervisor
+from shoal_runtime.tasks import Tasks
+
+
+class Controls:
+    """The verbs that leave a task where it is."""
+
+    def __init__(self, database: Database, tasks: Tasks, supervisor: Supervisor) -> None:
+        self._db, self._tasks, self._supervisor = database, tasks, supervisor
+
+    def _living(self, ctx: Context, id: str, exec_id: str = "") -> Any:
+        """The row of a process that has been created and hasn't ended."""
+        row = self._tasks.require(ctx.namespace, id, exec_id)
+        what = f"container {id}" + (f", exec {exec_id}" if exec_id else "")
+        if row["status"] == "creating":
+            raise FailedPrecondition(f"{what}: is just being created")
+        if row["status"] == "stopped":
+            raise NotFound(f"{what}: the process has already finished")
+        return row
+
+    async def kill(self, ctx: Context, request: api.KillTask) -> Empty:
+        """Sends a signal to a process, or to all of the container."""
+        row = self._living(ctx, request.container_id, request.exec_id)
+        if not row["pid"]:
+            raise FailedPrecondition(f"container {request.container_id}: the process hasn't been started")
+        if request.all and request.exec_id:
+            raise InvalidArgument("all: signals every process of the container, exec_id one: give either")
+        await self._supervisor.kill(ctx.namespace, request.container_id, request.signal, request.all, request.exec_id)
+        return Empty()
+
+    async def pause(self, ctx: Context, request: api.TaskRequest) -> Empty:
+        """Freezes a running task."""
+        self._require_status(ctx, request.container_id, "running", "paused")
+        await self._supervisor.pause(ctx.namespace, request.container_id)
+        event = api.TaskPaused(container_id=request.container_id)
+        self._turn(ctx, request.container_id, "running", "paused", api.TASKS_PAUSED, event)
+        return Empty()
+
+    async def resume(self, ctx: Context, request: api.TaskRequest) -> Empty:
+        """Thaws a paused task."""
+        self._require_status(ctx, request.container_id, "paused", "running")
+        await self._supervisor.resume(ctx.namespace, request.container_id)
+        event = api.TaskResumed(container_id=request.container_id)
+        self._turn(ctx, request.container_id, "paused", "running", api.TASKS_RESUMED, event)
+        return Empty()
+
+    def _require_status(self, ctx: Context, id: str, wanted: str, already: str) -> None:
+        row = self._living(ctx, id)
+        if row["status"] != wanted and not (ctx.resumed and row["status"] == already):
+            raise FailedPrecondition(f"container {id}: its task is {row['status']}, not {wanted}")
+
+    def _turn(self, ctx: Context, id: str, before: str, after: str, topic: Topic[Any], event: Message) -> None:
+        with self._db.write() as tx:
+            turned = tx.execute(
+                "UPDATE tasks SET status = ? WHERE namespace = ? AND id = ? AND exec_id = '' AND status = ?",
+                (after, ctx.namespace, id, before),
+            )
+            if turned.rowcount:  # it hasn't ended meanwhile
+                tx.emit(ctx.namespace, topic, event)
+            ctx.answer(tx, Empty())
+
+    async def update(self, ctx: Context, request: api.UpdateTask) -> Empty:
+        """Changes the limits of a task."""
+        self._living(ctx, request.container_id)
+        check_resources(request.resources)
+        await self._supervisor.update(ctx.namespace, request.container_id, request.resources)
+        return Empty()
+
+    async def checkpoint(self, ctx: Context, request: api.CheckpointTask) -> Empty:
+        """Writes a task to a directory, which is made; one that failed leaves none."""
+        row = self._living(ctx, request.container_id)
+        if row["status"] == "created":
+            raise FailedPrecondition(f"container {request.container_id}: its task hasn't been started")
+        path = Path(request.path)
+        if not path.is_absolute():
+            raise InvalidArgument(f"path {request.path!r}: must be absolute")
+        made = await asyncio.to_thread(_make_directory, path)
+        try:
+            await self._supervisor.checkpoint(ctx.namespace, request.container_id, str(path), _flags(request))
+        except Exception:
+            if made:
+                await asyncio.to_thread(shutil.rmtree, path, True)
+            raise
+        with self._db.write() as tx:
+            event = api.TaskCheckpointed(container_id=request.container_id, checkpoint=str(path))
+            tx.emit(ctx.namespace, api.TASKS_CHECKPOINTED, event)
+            ctx.answer(tx, Empty())
+        return Empty()
+
+    async def resize(self, ctx: Context, request: api.ResizeTask) -> Empty:
+        """Sets the size of a process's terminal."""
+        self._living(ctx, request.container_id, request.exec_id)
+        await self._supervisor.resize(
+            ctx.namespace, request.container_id, request.width, request.height, request.exec_id
+        )
+        return Empty()
+
+    async def close_io(self, ctx: Context, request: api.ProcessRequest) -> Empty:
+        """Ends a process's standard input."""
+        self._tasks.require(ctx.namespace, request.container_id, request.exec_id)
+        await self._supervisor.close_stdin(ctx.namespace, request.container_id, request.exec_id)
+        return Empty()
+
+    async def pids(self, ctx: Context, request: api.TaskRequest) -> api.Pids:
+        """Every process of a task."""
+        row = self._living(ctx, request.container_id)
+        execs = self._db.read(
+            "SELECT exec_id, pid FROM tasks WHERE namespace = ? AND id = ? AND exec_id != '' AND status = 'running'",
+            (ctx.namespace, request.container_id),
+        )
+        names = {one["pid"]: one["exec_id"] for one in execs}
+        found = await asyncio.to_thread(pids.of_container, row["pid"])
+        return api.Pids(processes=[api.ProcessInfo(pid=pid, exec_id=names.get(pid, "")) for pid in found])
+
+
+def _make_directory(path: Path) -> bool:
+    """Whether it had to be made."""
+    made = not path.exists()
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return made
+
+
+def _flags(request: api.CheckpointTask) -> list[str]:
+    """The request in the words of the OCI runtime's command line."""
+    chosen = {
+        "--leave-running": not request.exit,
+        "--tcp-established": request.open_tcp,
+        "--ext-unix-sk": request.external_unix_sockets,
+        "--shell-job": request.terminal,
+        "--file-locks": request.file_locks,
+    }
+    flags = [flag for flag, wanted in chosen.items() if wanted]
+    for namespace in request.empty_namespaces:
+        flags += ["--empty-ns", namespace]
+    return flags

@@ -1,0 +1,68 @@
+"""Which cgroup the zygote and the shims are in themselves: out of a service's unit, or where a client wants them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from shoal_runtime.shim.protocol import ShimError
+
+
+def leave_unit() -> None:
+    """Out of the service's unit, where systemd keeps one: stopping or restarting it must not touch containers.
+
+    Only the hierarchies that systemd itself uses say what belongs to a unit: its named one, and cgroup v2.
+    """
+    with open("/proc/self/cgroup", encoding="ascii") as file:
+        entries = [line.rstrip("\n").split(":", 2) for line in file]
+    for _, controllers, path in entries:
+        if controllers not in ("", "name=systemd") or not path.endswith((".service", ".scope")):
+            continue
+        kind = "cgroup" if controllers else "cgroup2"
+        for point, found, options in _hierarchies():
+            if found == kind and (not controllers or controllers in options):
+                try:
+                    os.makedirs(f"{point}/shoal", exist_ok=True)
+                    _move(f"{point}/shoal")
+                except OSError as error:
+                    sys.stderr.write(f"zygote: stays in {path}: {error}\n")
+                break
+
+
+def join(path: str) -> None:
+    """Moves this process to cgroup `path` of every hierarchy, made where it isn't there. FAILED_PRECONDITION if not."""
+    if ".." in path.split("/"):
+        raise ShimError("INVALID_ARGUMENT", f"shim cgroup {path}: must be a plain path")
+    for point, _, _ in _hierarchies():
+        directory = f"{point}/{path.strip('/')}"
+        try:
+            os.makedirs(directory, exist_ok=True)
+            _move(directory)
+        except OSError as error:
+            raise ShimError("FAILED_PRECONDITION", f"shim cgroup {directory}: {error.strerror}") from None
+
+
+def leave(path: str) -> None:
+    """Moves this process to the root again and removes cgroup `path` where nobody else is in it."""
+    for point, _, _ in _hierarchies():
+        try:
+            _move(point)
+            os.rmdir(f"{point}/{path.strip('/')}")
+        except OSError:
+            pass  # another shim is in it
+
+
+def _move(directory: str) -> None:
+    with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as procs:
+        procs.write(str(os.getpid()))
+
+
+def _hierarchies() -> list[tuple[str, str, list[str]]]:
+    """Mount point, kind and options of every cgroup hierarchy."""
+    found = []
+    with open("/proc/self/mounts", encoding="utf-8") as file:
+        for line in file:
+            _, point, kind, options = line.split()[:4]
+            if kind in ("cgroup", "cgroup2"):
+                found.append((point, kind, options.split(",")))
+    return found

@@ -1,0 +1,91 @@
+"""Out of memory: hears from the kernel when it kills a process of a container for its memory limit.
+
+cgroup v1 tells an eventfd(2) (kernel documentation, cgroup-v1/memory.rst, "OOM Control"); cgroup v2 makes
+`memory.events` readable out of band (cgroup-v2.rst, "Memory Interface Files"). What counts is `oom_kill` in either.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+
+from shoal_runtime.shim.loop import Loop
+
+
+class OomWatch:
+    """Calls `told` with the number of OOM kills so far in the memory cgroup of `pid`, whenever that has risen."""
+
+    def __init__(self, loop: Loop, pid: int, told: Callable[[int], None]) -> None:
+        self._loop, self._told = loop, told
+        self.kills = 0
+        self._file = self._event = -1
+        try:
+            directory, unified = _memory_cgroup(pid)
+            if not directory:
+                return
+            name = "memory.events" if unified else "memory.oom_control"
+            self._file = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            if unified:
+                loop.watch(self._file, select.POLLPRI, self._woken)
+                return
+            self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            control = os.open(f"{directory}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(control, f"{self._event} {self._file}".encode())
+            finally:
+                os.close(control)
+            loop.watch(self._event, select.POLLIN, self._woken)
+        except OSError:
+            self.close()  # no memory controller, or the process is gone already: nothing to hear
+
+    def _woken(self, _: int) -> None:
+        if self._event >= 0:
+            try:
+                os.eventfd_read(self._event)
+            except BlockingIOError:
+                pass
+        self.look()
+
+    def look(self) -> None:
+        """Reads the count now: before an exit is told, an OOM kill that led to it is."""
+        if self._file < 0:
+            return
+        try:
+            text = os.pread(self._file, 1024, 0).decode("ascii")
+        except OSError:
+            self.close()  # the cgroup has been removed
+            return
+        for line in text.splitlines():
+            key, _, value = line.partition(" ")
+            if key == "oom_kill" and int(value) > self.kills:
+                self.kills = int(value)
+                self._told(self.kills)
+
+    def close(self) -> None:
+        for name in ("_event", "_file"):
+            fd = getattr(self, name)
+            if fd >= 0:
+                self._loop.forget(fd)
+                os.close(fd)
+                setattr(self, name, -1)
+
+
+def _memory_cgroup(pid: int) -> tuple[str, bool]:
+    """The directory of a process's memory cgroup, and whether it is cgroup v2's; empty where there is none."""
+    paths: dict[str, str] = {}
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+        for line in file:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            for controller in controllers.split(","):
+                paths[controller] = path
+    unified = "memory" not in paths
+    path = paths.get("" if unified else "memory", "")
+    with open("/proc/self/mounts", encoding="utf-8") as file:
+        for line in file:
+            _, point, kind, options = line.split()[:4]
+            if (kind == "cgroup2" and unified) or (kind == "cgroup" and not unified and "memory" in options.split(",")):
+                directory = point + path
+                if path not in ("", "/") and os.path.exists(f"{directory}/memory.events" if unified else directory):
+                    return directory, unified
+    return "", unified
