@@ -1,0 +1,184 @@
+"""Execs over the bus: further processes of a running container, each with its own streams, exit and events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shoal_bus.api import runtime as api
+from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ShoalError
+from shoal_bus.types import Stdio
+
+from tests.support.natsd import NatsServer
+from tests.support.runtime import LIFE, RuntimeNode, runtime_node
+
+
+@pytest.fixture
+async def node(tmp_path: Path, natsd: NatsServer) -> AsyncIterator[RuntimeNode]:
+    async with runtime_node(tmp_path, natsd) as started:
+        yield started
+
+
+async def exec(node: RuntimeNode, id: str, exec_id: str, *args: str, start: bool = True, **more: Any) -> api.Task:
+    request = api.ExecTask(container_id=id, exec_id=exec_id, args=list(args), start=start, **more)
+    return await node.client.call(api.TASK_EXEC, request)
+
+
+async def exit_of(node: RuntimeNode, id: str, exec_id: str) -> api.Exit:
+    request = api.ProcessRequest(container_id=id, exec_id=exec_id)
+    return await node.client.call(api.TASK_WAIT, request, timeout=60)
+
+
+async def delete(node: RuntimeNode, id: str, exec_id: str, *, force: bool = False) -> api.Exit:
+    request = api.DeleteTask(container_id=id, exec_id=exec_id, force=force)
+    return await node.client.call(api.TASK_DELETE, request)
+
+
+async def test_an_exec_has_its_own_streams_exit_and_events(node: RuntimeNode) -> None:
+    task = await node.run("one", "sleep", "60")
+    output = node.directory / "out"
+    added = await exec(
+        node, "one", "e1", "sh", "-c", "echo $A $PWD $(id -u); exit 5", start=False,
+        env=["A=b"], cwd="/tmp", user="7:8", stdio=Stdio(stdout=f"file://{output}"),
+    )  # fmt: skip
+    assert (added.status, added.pid) == ("created", 0)
+    started = await node.client.call(api.TASK_START, api.ProcessRequest(container_id="one", exec_id="e1"))
+    assert started.status == "running"
+    assert started.pid not in (0, task.pid)
+    exit = await exit_of(node, "one", "e1")
+    assert (exit.exec_id, exit.exit_status, exit.pid) == ("e1", 5, started.pid)
+    stopped = await node.client.call(api.TASK_GET, api.ProcessRequest(container_id="one", exec_id="e1"))
+    assert (stopped.status, stopped.exit_status) == ("stopped", 5)
+    assert await delete(node, "one", "e1") == exit
+    assert output.read_text() == "b /tmp 7\n"
+    with pytest.raises(NotFound):
+        await exit_of(node, "one", "e1")
+    await node.kill("one")
+    await node.wait("one")
+    await node.delete("one")
+    topics = await node.topics_end("one", "/tasks/delete")
+    assert topics == [*LIFE[:2], "/tasks/exec-added", "/tasks/exec-started", "/tasks/exit", *LIFE[2:]]
+    exits = [event.payload for event in node.events if event.topic == "/tasks/exit"]
+    assert [(payload["id"], payload["exit_status"]) for payload in exits] == [("e1", 5), ("one", 137)]
+
+
+async def test_many_execs_at_once_lose_no_exit(node: RuntimeNode) -> None:
+    await node.run("one", "sleep", "60")
+
+    async def life(number: int) -> int:
+        await exec(node, "one", f"e{number}", "sh", "-c", f"exit {number}")
+        status = (await exit_of(node, "one", f"e{number}")).exit_status
+        await delete(node, "one", f"e{number}")
+        return status
+
+    assert await asyncio.gather(*(life(number) for number in range(40))) == list(range(40))
+    place = next((node.node.state / "runtime" / "shims").iterdir())
+    assert [entry.name for entry in place.iterdir() if entry.name.startswith("exec-")] == []
+    bundle = node.node.state / "runtime/bundles" / node.namespace / "one"
+    assert sorted(entry.name for entry in bundle.iterdir()) == ["config.json", "rootfs"]
+
+
+async def test_an_exec_may_have_a_terminal_and_its_input(node: RuntimeNode) -> None:
+    await node.run("one", "sleep", "60")
+    for name in ("in", "out"):
+        os.mkfifo(node.directory / name)
+    stdio = Stdio(stdin=str(node.directory / "in"), stdout=str(node.directory / "out"), terminal=True)
+    chunks: list[bytes] = []
+    reader = threading.Thread(target=lambda: chunks.append((node.directory / "out").read_bytes()))
+    reader.start()
+    await exec(node, "one", "tty", "sh", "-c", "read line; stty size; echo got $line; seq 1 2000", stdio=stdio)
+    resize = api.ResizeTask(container_id="one", exec_id="tty", width=101, height=37)
+    await node.client.call(api.TASK_RESIZE, resize)
+    await asyncio.to_thread((node.directory / "in").write_bytes, b"word\n")
+    assert (await exit_of(node, "one", "tty")).exit_status == 0
+    await asyncio.to_thread(reader.join, 20)
+    text = b"".join(chunks).decode().replace("\r", "")
+    assert "37 101\n" in text
+    assert "got word\n" in text
+    assert text.endswith("1999\n2000\n")
+
+
+async def test_wrong_execs_are_refused_with_their_codes(node: RuntimeNode) -> None:
+    with pytest.raises(NotFound):
+        await exec(node, "nobody", "e", "true")
+    await node.run("one", "sleep", "60")
+    with pytest.raises(InvalidArgument, match=r"process\.args"):
+        await exec(node, "one", "e")
+    with pytest.raises(FailedPrecondition, match="no-such-command"):
+        await exec(node, "one", "e", "no-such-command")
+    await exec(node, "one", "e", "sleep", "60")  # the name is free again
+    with pytest.raises(AlreadyExists):
+        await exec(node, "one", "e", "true")
+    with pytest.raises(FailedPrecondition, match="started already"):
+        await node.client.call(api.TASK_START, api.ProcessRequest(container_id="one", exec_id="e"))
+    with pytest.raises(FailedPrecondition, match="running"):
+        await delete(node, "one", "e")
+    await node.client.call(api.TASK_KILL, api.KillTask(container_id="one", exec_id="e", signal=9))
+    assert (await exit_of(node, "one", "e")).exit_status == 137
+    with pytest.raises(NotFound, match="finished"):
+        await node.client.call(api.TASK_KILL, api.KillTask(container_id="one", exec_id="e", signal=9))
+    await exec(node, "one", "forced", "sleep", "60")
+    assert (await delete(node, "one", "forced", force=True)).exit_status == 137
+    await exec(node, "one", "unstarted", "true", start=False)
+    await delete(node, "one", "unstarted")
+    await node.kill("one")
+    await node.wait("one")
+    with pytest.raises(FailedPrecondition, match="stopped"):
+        await exec(node, "one", "late", "true")
+    with pytest.raises(FailedPrecondition):
+        await exec(node, "one", "late", "true", stdio=Stdio(stdout="/nowhere/fifo"))
+
+
+async def test_what_runs_in_a_container_that_is_killed_ends_before_it(node: RuntimeNode) -> None:
+    await node.run("one", "sleep", "60")
+    for number in range(3):
+        await exec(node, "one", f"e{number}", "sleep", "60")
+    waits = [asyncio.create_task(exit_of(node, "one", f"e{number}")) for number in range(3)]
+    await asyncio.sleep(0.1)
+    await node.kill("one")
+    await node.wait("one")
+    assert {exit.exit_status for exit in await asyncio.gather(*waits)} == {137}
+    await node.delete("one")
+    await node.topics_end("one", "/tasks/delete")
+    exits = [event.payload["id"] for event in node.events if event.topic == "/tasks/exit"]
+    assert sorted(exits[:3]) == ["e0", "e1", "e2"]
+    assert exits[3:] == ["one"]
+
+
+async def test_execs_outlive_the_service_and_a_dead_shim_ends_them(node: RuntimeNode) -> None:
+    await node.run("one", "sleep", "60")
+    await exec(node, "one", "short", "sh", "-c", "sleep 1; exit 4")
+    await exec(node, "one", "long", "sleep", "60")
+    node.copy().kill()
+    await asyncio.sleep(1.5)
+    node.copy().start()
+    assert (await exit_of(node, "one", "short")).exit_status == 4
+    place = next((node.node.state / "runtime" / "shims").iterdir())
+    shim = int(json.loads((place / "shim.json").read_text())["pid"])
+    os.kill(shim, 9)
+    assert (await node.wait("one")).exit_status == 137
+    assert (await exit_of(node, "one", "long")).exit_status == 137
+    await node.delete("one")
+    await node.topics_end("one", "/tasks/delete")
+    exits = [
+        (event.payload["id"], event.payload["exit_status"]) for event in node.events if event.topic == "/tasks/exit"
+    ]
+    assert exits == [("short", 4), ("long", 137), ("one", 137)]
+
+
+async def test_pids_tell_the_execs(node: RuntimeNode) -> None:
+    task = await node.run("one", "sh", "-c", "sleep 60 & wait")
+    started = await exec(node, "one", "e1", "sleep", "60")
+    found = await node.client.call(api.TASK_PIDS, api.TaskRequest(container_id="one"))
+    by_pid = {process.pid: process.exec_id for process in found.processes}
+    assert len(by_pid) == 3
+    assert by_pid[task.pid] == ""
+    assert by_pid[started.pid] == "e1"
+    with pytest.raises(ShoalError):
+        await node.client.call(api.TASK_PIDS, api.TaskRequest(container_id="nobody"))
