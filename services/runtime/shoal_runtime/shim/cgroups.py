@@ -33,13 +33,29 @@ def join(path: str) -> None:
     """Moves this process to cgroup `path` of every hierarchy, made where it isn't there. FAILED_PRECONDITION if not."""
     if ".." in path.split("/"):
         raise ShimError("INVALID_ARGUMENT", f"shim cgroup {path}: must be a plain path")
-    for point, _, _ in _hierarchies():
+    for point, _, options in _hierarchies():
         directory = f"{point}/{path.strip('/')}"
         try:
             os.makedirs(directory, exist_ok=True)
+            if "cpuset" in options:
+                _inherit_cpuset(point, path.strip("/"))
             _move(directory)
         except OSError as error:
+            leave(path)
             raise ShimError("FAILED_PRECONDITION", f"shim cgroup {directory}: {error.strerror}") from None
+
+
+def _inherit_cpuset(point: str, path: str) -> None:
+    """A new cpuset of cgroup v1 is empty, and takes no process until it has its parent's processors and memory."""
+    directory = point
+    for name in path.split("/"):
+        above, directory = directory, f"{directory}/{name}"
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            with open(f"{directory}/{file}", "r+", encoding="ascii") as own:
+                if own.read().strip():
+                    continue
+                with open(f"{above}/{file}", encoding="ascii") as parent:
+                    own.write(parent.read())
 
 
 def leave(path: str) -> None:
