@@ -12,6 +12,7 @@ from shoal_runtime.bundles import Bundles
 from shoal_runtime.containers import Containers
 from shoal_runtime.controls import Controls
 from shoal_runtime.exits import ExitHeard, Exits
+from shoal_runtime.metrics import Metrics
 from shoal_runtime.reconcile import Reconciliation
 from shoal_runtime.removal import Removal, lock_of
 from shoal_runtime.run import Runs
@@ -73,6 +74,9 @@ async def setup(process: Process) -> None:
     service.handle(api.TASK_PIDS, controls.pids)
     service.handle(api.TASK_RESIZE, controls.resize)
     service.handle(api.TASK_CLOSE_IO, controls.close_io)
+    metrics = Metrics(database)
+    service.stream(api.TASK_METRICS, metrics.of_tasks)
+    service.stream(api.NODE_METRICS, metrics.of_node)
     service.operate(api.TASK_RUN, runs.run, undo=runs.undo, lock=lambda r: lock_of(r.id))
     service.on_broadcast(_EXIT, lambda data: exits.wake(ExitHeard.unpack(data)))
 
