@@ -1,0 +1,64 @@
+"""Execution, beside Debian's containerd: the same runtime, image and specification, in one run and in turn.
+
+    make bench                                         everything, some minutes
+    .venv/bin/python bench/execution.py --quick        everything, a minute
+    .venv/bin/python bench/execution.py --only lifecycle --profile
+
+As root. docs/benchmarks.md says what each figure is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.support import effort, figures, lifecycle, world
+from bench.support.scratch import scratch
+
+RESULTS = Path(__file__).resolve().parent.parent / "build/bench/execution.json"
+MEASURES = {"lifecycle": lifecycle.measure}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a minute: fewer rounds, rougher figures")
+    parser.add_argument("--only", action="append", choices=MEASURES, metavar="NAME", help=f"of {', '.join(MEASURES)}")
+    parser.add_argument("--profile", action="store_true", help="say where the time of a life cycle goes, by step")
+    parser.add_argument("--json", type=Path, default=RESULTS, metavar="PATH")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        parser.error("must run as root: file systems are mounted and containers run")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        return asyncio.run(run(options))
+    except KeyboardInterrupt:
+        print("interrupted; everything is undone", file=sys.stderr)
+        return 130
+
+
+async def run(options: argparse.Namespace) -> int:
+    rows = []
+    begun = time.monotonic()
+    with scratch() as place:
+        async with world.opened(place) as both:
+            for name in options.only or MEASURES:
+                print(f"-- {name} …", file=sys.stderr, flush=True)
+                rows += await MEASURES[name](both, effort.QUICK if options.quick else effort.FULL)
+    print(figures.table(rows))
+    if options.profile and both.steps:
+        print(f"\nmean milliseconds of each step\n{figures.steps_table(both.steps)}")
+    figures.write(options.json, rows, both.steps, quick=options.quick)
+    print(f"\n{time.monotonic() - begun:.0f} s; all of it: {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
