@@ -38,7 +38,7 @@ async def setup(process: Process) -> None:
     if process.args.http:
         from shoal_gateway.http import Endpoints, serving_http  # aiohttp's memory, only where it is wanted
 
-        await stack.enter_async_context(serving_http(process.args.http, Endpoints(connection, node.name, metrics)))
+        await stack.enter_async_context(serving_http(process.args.http, Endpoints(client, metrics)))
     await stack.enter_async_context(serving(address, servicers(node, client, live, metrics, version), client, metrics))
     await stack.enter_async_context(dispatching(process))
 

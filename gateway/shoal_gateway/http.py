@@ -10,22 +10,26 @@ from urllib.parse import urlsplit
 import structlog
 from aiohttp import web
 from shoal_bus import discovery
-from shoal_bus.connection import Connection
-from shoal_bus.errors import FailedPrecondition, InvalidArgument, Unavailable
+from shoal_bus.api import runtime
+from shoal_bus.client import Client
+from shoal_bus.errors import FailedPrecondition, InvalidArgument, ShoalError, Unavailable
 
 from shoal_gateway.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 PATIENCE_SECONDS = 1.0
+CONTAINERS_SECONDS = 4.0
+"""How long the containers' figures may take: less than Prometheus waits, which is ten seconds unless told."""
 _SHUTDOWN_SECONDS = 2.0
 
 
 class Endpoints:
     """What is answered. Nothing here changes anything."""
 
-    def __init__(self, connection: Connection, node: str, metrics: Metrics) -> None:
-        self._connection, self._node, self._metrics = connection, node, metrics
+    def __init__(self, client: Client, metrics: Metrics) -> None:
+        self._client, self._metrics = client, metrics
+        self._connection, self._node = client.connection, client.node
 
     def application(self) -> web.Application:
         """The routes."""
@@ -52,14 +56,29 @@ class Endpoints:
         return web.json_response(body, status=200 if ready else 503)
 
     async def metrics(self, _: web.Request) -> web.Response:
-        """Prometheus's text format: the gateway's own counters, and those of the node's services."""
+        """Prometheus's text format: the gateway's own counters, the node's services, and its containers."""
         self._metrics.bus.set(self._connection.is_connected)
-        try:
-            services = await discovery.stats(self._connection, self._node, seconds=PATIENCE_SECONDS)
-        except Unavailable:
-            services = []
-        text = await asyncio.to_thread(self._metrics.render, services)
+        services, containers = await asyncio.gather(self._services(), self._containers())
+        text = await asyncio.to_thread(self._metrics.render, services, self._node, containers)
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _services(self) -> list[discovery.ServiceStats]:
+        try:
+            return await discovery.stats(self._connection, self._node, seconds=PATIENCE_SECONDS)
+        except Unavailable:
+            return []
+
+    async def _containers(self) -> list[runtime.ContainerMetrics] | None:
+        """None when the runtime service doesn't tell in time: the rest of the page is wanted all the same."""
+        request = runtime.ListMetrics(raw=False)
+        try:
+            items = self._client.stream(
+                runtime.NODE_METRICS, request, timeout=CONTAINERS_SECONDS, patience=PATIENCE_SECONDS
+            )
+            return [item async for item in items]
+        except ShoalError as error:
+            log.warning("gateway.no_container_metrics", error=str(error), code=error.code.name)
+            return None
 
 
 @asynccontextmanager

@@ -20,7 +20,10 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from shoal_bus.api.runtime import ContainerMetrics
 from shoal_bus.discovery import ServiceStats
+
+from shoal_gateway.container_metrics import ContainersCollector
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
 
@@ -84,10 +87,13 @@ class Metrics:
         """The counters of one gRPC method."""
         return Calls(self, service, method)
 
-    def render(self, services: Sequence[ServiceStats]) -> bytes:
-        """Everything counted here, and what the node's services say of themselves."""
+    def render(
+        self, services: Sequence[ServiceStats], node: str, containers: Sequence[ContainerMetrics] | None
+    ) -> bytes:
+        """Everything counted here, what the node's services say of themselves, and what its containers use."""
         described = CollectorRegistry()
         described.register(_Described(services))
+        described.register(ContainersCollector(node, containers))
         return generate_latest(self.registry) + generate_latest(described)
 
 
