@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import model_validator
 
 from shoal_bus.api.network import Cidr, LinkName
+from shoal_bus.api.runtime.options import SpecOptions
 from shoal_bus.api.runtime.tasks import Task
 from shoal_bus.identifiers import Identifier
-from shoal_bus.message import Message, Request
+from shoal_bus.message import Message
 from shoal_bus.types import Labels, Stdio
 from shoal_bus.verb import OperationVerb, behaves
 
@@ -21,28 +24,37 @@ class RunNetwork(Message):
     bridge: LinkName = "shoal0"
 
 
-class RunTask(Request):
+class RunTask(SpecOptions):
     """A whole run in one message: snapshot, network, container, task, start. A step that fails undoes what was begun.
 
-    The image must be there and unpacked. `args` replaces the image's command, `env` adds to its environment.
+    The image must be there and unpacked. Its OCI specification is made from the image's configuration and the options
+    here; or `spec` is the whole of it, taken as it is, with none of those options beside it: its `root.path` is
+    `rootfs`, its `process.terminal` is that of `stdio`, and the namespaces it joins, networks too, are the caller's.
     """
 
     id: Identifier
     image: str
-    args: list[str] = []
-    env: list[str] = []
-    cwd: str = ""
-    user: str = ""
-    hostname: str = ""
+    spec: dict[str, Any] | None = None
     labels: Labels = {}
     runtime: str = ""
     """Empty means the node's default."""
     snapshotter: str = "overlayfs"
     network: RunNetwork = RunNetwork()
     stdio: Stdio = Stdio()
-    read_only: bool = False
     remove: bool = False
     """When it exits, remove the container and everything that was made for it."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> RunTask:
+        if self.uid_mappings and self.network.mode != "none":
+            raise ValueError(f"a user namespace goes with network none, not with {self.network.mode}")
+        if self.spec is not None:
+            given = [name for name, field in SpecOptions.model_fields.items() if getattr(self, name) != field.default]
+            if self.network.mode != "none":
+                given.append("network")
+            if given:
+                raise ValueError(f"spec is taken whole: {', '.join(given)} can't go with it")
+        return self
 
 
 class RunProgress(Message):
