@@ -20,7 +20,7 @@ from shoal_bus.types import Mount
 from shoal_runtime.containers import Containers
 from shoal_runtime.plan import Made, RunPlan, check_network, make_plan
 from shoal_runtime.removal import Removal, lock_key
-from shoal_runtime.spec import SpecOptions, generate_spec
+from shoal_runtime.spec import check_run_spec, generate_spec
 from shoal_runtime.tasks import Tasks, require_runtime
 
 
@@ -38,6 +38,8 @@ class Runs:
         runtime = request.runtime or self._runtime
         check_network(request.network)
         require_runtime(runtime)
+        if request.spec is not None:
+            check_run_spec(request.spec, terminal=request.stdio.terminal)
         plan = self._removal.plan_of(ctx.namespace, request.id)
         if plan is None or plan.request_id != ctx.id:
             self._check_free(ctx.namespace, request.id, plan)
@@ -95,12 +97,13 @@ class Runs:
     ) -> None:
         if self._containers.find(ctx.namespace, request.id) is not None:
             return  # this run's own, made before it was resumed: the row of a run keeps everybody else out
-        options = SpecOptions(
-            args=request.args, env=request.env, cwd=request.cwd, user=request.user, hostname=request.hostname,
-            terminal=request.stdio.terminal, read_only=request.read_only, netns=netns,
-            host_network=request.network.mode == "host", resolv_conf=plan.bridged,
-        )  # fmt: skip
-        spec = await asyncio.to_thread(generate_spec, ctx.namespace, request.id, plan.config, mounts, options)
+        spec = request.spec
+        if spec is None:
+            spec = await asyncio.to_thread(
+                generate_spec, ctx.namespace, request.id, plan.config, mounts, request, netns=netns,
+                terminal=request.stdio.terminal, host_network=request.network.mode == "host",
+                resolv_conf=plan.bridged,
+            )  # fmt: skip
         at = now()
         record = api.Container(
             id=request.id, image=plan.image, labels=request.labels, runtime=plan.runtime, snapshotter=plan.snapshotter,

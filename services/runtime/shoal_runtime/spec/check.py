@@ -1,55 +1,123 @@
-"""What a client's specification must have before it is worth keeping (runtime-spec, config.md)."""
+"""What a client's specification must be before it is worth keeping: OCI's shape, and nothing that no runtime can do.
+
+runtime-spec, config.md and config-linux.md. What isn't known is left alone, as the specification says.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from shoal_bus.errors import InvalidArgument
 
+from shoal_runtime.spec.defaults import ROOTFS
+from shoal_runtime.spec.schema import Wrong
+from shoal_runtime.spec.shape import check_process as check_process_shape
+from shoal_runtime.spec.shape import check_resources as check_resources_shape
+from shoal_runtime.spec.shape import check_seccomp_profile, check_shape
+
+_LAST_ID = 2**32 - 1
+"""One more than the largest: -1 stands for none."""
+
 
 def check_spec(spec: dict[str, Any]) -> None:
     """INVALID_ARGUMENT, naming the field, for a specification that no runtime would take."""
-    _text(spec, "ociVersion")
-    check_process(_map(spec, "process"))
-    _text(_map(spec, "root"), "path", "root.path")
-    mounts = spec.get("mounts") or []
-    if not isinstance(mounts, list) or not all(isinstance(one, dict) and one.get("destination") for one in mounts):
-        raise _wrong("mounts", "must be a list of maps with a destination each")
-    if not isinstance(spec.get("linux") or {}, dict):
-        raise _wrong("linux", "must be a map")
+    _told("spec", _check_all, spec)
 
 
-def check_process(process: dict[str, Any], path: str = "process") -> None:
-    """The same of a process: the specification's own, or an exec's."""
-    args = process.get("args")
-    if not isinstance(args, list) or not args or not all(isinstance(one, str) for one in args) or not args[0]:
-        raise _wrong(f"{path}.args", "must be a list of strings with the command first")
-    if not _text(process, "cwd", f"{path}.cwd").startswith("/"):
-        raise _wrong(f"{path}.cwd", "must be an absolute path")
-    env = process.get("env") or []
-    if not isinstance(env, list) or not all(isinstance(one, str) for one in env):
-        raise _wrong(f"{path}.env", "must be a list of strings")
+def check_run_spec(spec: dict[str, Any], *, terminal: bool) -> None:
+    """The same for the specification of a run, whose rootfs and terminal are made for it."""
+
+    def check(spec: dict[str, Any]) -> None:
+        _check_all(spec)
+        if spec["root"]["path"].rstrip("/") != ROOTFS:
+            raise Wrong(f"must be {ROOTFS}: the image's file system is mounted there", "root.path")
+        if bool(spec["process"].get("terminal")) is not terminal:
+            raise Wrong(f"must be {str(terminal).lower()}, as the run has it", "process.terminal")
+
+    _told("spec", check, spec)
 
 
-def check_resources(resources: dict[str, Any], path: str = "linux.resources") -> None:
-    """The same of limits: the specification's own, or an update's."""
-    if not isinstance(resources, dict) or not resources:
-        raise _wrong(path, "must be a map that names a limit")
+def check_process(process: dict[str, Any]) -> None:
+    """The same for the process of an exec."""
+    _told("process", _check_process, process)
 
 
-def _map(spec: dict[str, Any], name: str) -> dict[str, Any]:
-    value = spec.get(name)
-    if not isinstance(value, dict):
-        raise _wrong(name, "must be a map")
-    return value
+def check_resources(resources: dict[str, Any]) -> None:
+    """The same for an update of `linux.resources`, which names a limit at least."""
+    if not resources:
+        raise InvalidArgument("resources: must name a limit", hint="""as {"memory": {"limit": 1048576}}""")
+    _told("resources", check_resources_shape, resources)
 
 
-def _text(spec: dict[str, Any], name: str, path: str = "") -> str:
-    value = spec.get(name)
-    if not isinstance(value, str) or not value:
-        raise _wrong(path or name, "must be a text that isn't empty")
-    return value
+def check_seccomp(profile: dict[str, Any]) -> None:
+    """The same for a seccomp profile."""
+    _told("seccomp", check_seccomp_profile, profile)
 
 
-def _wrong(path: str, rule: str) -> InvalidArgument:
-    return InvalidArgument(f"spec: {path}: {rule}")
+def _told(what: str, check: Callable[[Any], None], value: Any) -> None:
+    try:
+        check(value)
+    except Wrong as wrong:
+        raise InvalidArgument(f"{what}: {wrong}") from None
+
+
+def _within(step: str, check: Callable[[Any], None], value: Any) -> None:
+    try:
+        check(value)
+    except Wrong as wrong:
+        raise wrong.within(step) from None
+
+
+def _check_all(spec: dict[str, Any]) -> None:
+    check_shape(spec)
+    _within("process", _check_more_of_process, spec["process"])
+    linux = spec.get("linux") or {}
+    namespaces = _check_namespaces(linux)
+    if spec.get("hostname") and "uts" not in namespaces:
+        raise Wrong("needs a uts namespace of its own: it would be the node's", "hostname")
+    if spec.get("domainname") and "uts" not in namespaces:
+        raise Wrong("needs a uts namespace of its own: it would be the node's", "domainname")
+    for kind in ("uidMappings", "gidMappings"):
+        if linux.get(kind) and "user" not in namespaces:
+            raise Wrong("needs a user namespace among linux.namespaces", f"linux.{kind}")
+        _check_id_map(linux.get(kind) or [], f"linux.{kind}")
+    for index, device in enumerate(linux.get("devices") or []):
+        if device["type"] != "p" and (device.get("major") is None or device.get("minor") is None):
+            raise Wrong("needs major and minor, unless it is a FIFO", f"linux.devices[{index}]")
+
+
+def _check_process(process: dict[str, Any]) -> None:
+    check_process_shape(process)
+    _check_more_of_process(process)
+
+
+def _check_more_of_process(process: dict[str, Any]) -> None:
+    if not process["args"] or not process["args"][0]:
+        raise Wrong("must begin with the command", "args")
+    seen = set()
+    for index, limit in enumerate(process.get("rlimits") or []):
+        path = f"rlimits[{index}]"
+        if limit["type"] in seen:
+            raise Wrong(f"{limit['type']} is there twice", path)
+        if limit["soft"] > limit["hard"]:
+            raise Wrong(f"soft {limit['soft']} is above hard {limit['hard']}", path)
+        seen.add(limit["type"])
+
+
+def _check_namespaces(linux: dict[str, Any]) -> set[str]:
+    found: set[str] = set()
+    for index, namespace in enumerate(linux.get("namespaces") or []):
+        if namespace["type"] in found:
+            raise Wrong(f"{namespace['type']} is there twice", f"linux.namespaces[{index}]")
+        found.add(namespace["type"])
+    return found
+
+
+def _check_id_map(maps: list[dict[str, int]], path: str) -> None:
+    for side in ("containerID", "hostID"):
+        ends = 0
+        for first, size in sorted((one[side], one["size"]) for one in maps):
+            if first < ends or first + size > _LAST_ID:
+                raise Wrong(f"ranges of {side} overlap, or end above the largest id", path)
+            ends = first + size

@@ -8,6 +8,9 @@ from typing import Any
 OCI_VERSION = "1.0.2"
 """The oldest runtime-spec that has all we use; every runtime in use reads it."""
 
+ROOTFS = "rootfs"
+"""`root.path`: where, in the bundle, the rootfs is mounted."""
+
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 CAPABILITIES = [
@@ -77,6 +80,11 @@ def device_rules() -> list[dict[str, Any]]:
             for major, minor in usual
         ),
     ]
+
+
+def rlimits() -> list[dict[str, Any]]:
+    """The limits of every container's processes."""
+    return [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}]
 
 
 def cgroups_are_unified() -> bool:

@@ -45,11 +45,8 @@ def find_user(rootfs: Sequence[Mount], text: str) -> User:
     if not name and colon:
         raise InvalidArgument(f"user {text!r}: must be user or user:group")
     passwd = [_Passwd(f[0], uid, gid) for f, uid, gid in _entries(read_file(rootfs, _PASSWD), 2, 3)]
-    groups = [
-        _Group(f[0], gid, frozenset(filter(None, f[3].split(",") if len(f) > 3 else ())))
-        for f, gid, _ in _entries(read_file(rootfs, _GROUP), 2, 2)
-    ]
-    number = _number(name or "0", text)
+    groups = _groups(rootfs)
+    number = _number(name or "0", f"user {text!r}")
     if number is not None:
         entry = next((p for p in passwd if p.uid == number), None)
         uid, gid = number, entry.gid if entry else 0
@@ -61,28 +58,43 @@ def find_user(rootfs: Sequence[Mount], text: str) -> User:
             )
         uid, gid = entry.uid, entry.gid
     if colon:
-        gid = _group(groups, group_name, text)
+        gid = _group(groups, group_name, f"user {text!r}")
     member = entry.name if entry is not None else None
     more = (g.gid for g in groups if member in g.members and g.name != member)
     # The primary group is in the list too, or leaving it (setgroups) would pass by files that deny it (CVE-2022-2995).
     return User(uid, gid, tuple(dict.fromkeys((gid, *more))))
 
 
-def _group(groups: Sequence[_Group], name: str, text: str) -> int:
-    number = _number(name, text)
+def find_groups(rootfs: Sequence[Mount], names: Sequence[str]) -> list[int]:
+    """The ids of groups by number or by a name in `rootfs`. INVALID_ARGUMENT for a name that isn't there."""
+    if not names:
+        return []
+    groups = _groups(rootfs)
+    return [_group(groups, name, f"group {name!r}") for name in names]
+
+
+def _groups(rootfs: Sequence[Mount]) -> list[_Group]:
+    return [
+        _Group(f[0], gid, frozenset(filter(None, f[3].split(",") if len(f) > 3 else ())))
+        for f, gid, _ in _entries(read_file(rootfs, _GROUP), 2, 2)
+    ]
+
+
+def _group(groups: Sequence[_Group], name: str, what: str) -> int:
+    number = _number(name, what)
     if number is not None:
         return number
     found = next((g.gid for g in groups if g.name == name), None)
     if found is None:
-        raise InvalidArgument(f"user {text!r}: no group {name!r} in the image's /etc/group", hint="give a number")
+        raise InvalidArgument(f"{what}: no group {name!r} in the image's /etc/group", hint="give a number")
     return found
 
 
-def _number(value: str, text: str) -> int | None:
+def _number(value: str, what: str) -> int | None:
     if not (value.isascii() and value.isdigit()):
         return None
     if len(value) > 10 or int(value) > MAX_ID:
-        raise InvalidArgument(f"user {text!r}: {value} is out of range, at most {MAX_ID} is allowed")
+        raise InvalidArgument(f"{what}: {value} is out of range, at most {MAX_ID} is allowed")
     return int(value)
 
 
