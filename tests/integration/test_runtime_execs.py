@@ -108,7 +108,7 @@ async def test_wrong_execs_are_refused_with_their_codes(node: RuntimeNode) -> No
     with pytest.raises(NotFound):
         await exec(node, "nobody", "e", "true")
     await node.run("one", "sleep", "60")
-    with pytest.raises(InvalidArgument, match=r"process\.args"):
+    with pytest.raises(InvalidArgument, match=r"process.*args"):
         await exec(node, "one", "e")
     with pytest.raises(FailedPrecondition, match="no-such-command"):
         await exec(node, "one", "e", "no-such-command")
