@@ -19,7 +19,7 @@ from shoal_runtime.shim import mounts, protocol
 from shoal_runtime.supervisor import ExitRecord, Supervisor, place_of
 
 from tests.support import bundle as bundles
-from tests.support.leaks import Leaks
+from tests.support.leaks import Leaks, lives
 
 
 class Host:
@@ -291,7 +291,7 @@ async def test_a_killed_shim_takes_its_container_down(state: str, host: Host) ->
     pid = await (host.run if state == "running" else host.create)("doomed", ["sleep", "60"])
     os.kill(host.shim_pid("doomed"), signal.SIGKILL)
     assert (await host.exit_of("doomed")).exit_status == 137
-    assert not Path(f"/proc/{pid}/root").exists() or Path(f"/proc/{pid}/status").read_text().find("Z (zombie)") >= 0
+    assert not lives(pid)
     assert mounts.mounts_below(str(host.directory)) == []
     deleted = await host.delete("doomed")
     assert deleted is not None

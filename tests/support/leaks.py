@@ -48,6 +48,14 @@ def empty_cgroups() -> set[str]:
     return found
 
 
+def lives(pid: int) -> bool:
+    """Whether a process is there and isn't a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def processes(directory: str) -> list[str]:
     """Zygotes and shims that belong to a state directory below `directory`."""
     found = []

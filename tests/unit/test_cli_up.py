@@ -19,6 +19,8 @@ from shoal_cli.up.child import LONGEST_BACKOFF_SECONDS, Child, backoff
 from shoal_cli.up.lines import Lines
 from shoal_cli.up.lock import only_one
 
+from tests.support.leaks import lives
+
 
 def test_a_second_holder_is_told_who_is_the_first(tmp_path: Path) -> None:
     with only_one(tmp_path), pytest.raises(FailedPrecondition, match=f"process {os.getpid()}"), only_one(tmp_path):
@@ -159,6 +161,6 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     pid = int(file.read_text())
     parent.kill()
     parent.wait()
-    while Path(f"/proc/{pid}/cmdline").exists() and b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes():
+    while lives(pid):
         assert time.monotonic() < deadline, "the child outlived its parent"
         time.sleep(0.01)
