@@ -205,8 +205,9 @@ class SpecOptions(Request):
     """What an OCI specification is made from, besides the image's configuration. Defaults are containerd's.
 
     A user namespace (`uid_mappings` and `gid_mappings`, both) shifts the container's ids and not those of the files in
-    its rootfs: what its root is to change must belong to the id that container id 0 stands for. It goes with a network
-    namespace of its own alone, and with no host mode but `uts_mode`.
+    its rootfs: what its root is to change must belong to the id that container id 0 stands for, and the directories
+    that something is mounted on must be in the image. It goes with a network namespace of its own alone, and with no
+    host mode but `uts_mode`.
     """
 
     args: list[PlainText] = []
