@@ -58,8 +58,10 @@ install: binaries ## That environment under PREFIX/lib/shoal, the launchers unde
 	install -m 755 bin/* "$(DESTDIR)$(PREFIX)/bin/"
 
 .PHONY: bench
-bench: .venv/.synced ## The measurements, each in bench/*.py
-	@set -e; for script in $(sort $(wildcard bench/*.py)); do echo "== $$script"; $(RUN)/python "$$script"; done
+bench: .venv/.synced ## The measurements, each in bench/*.py; docs/benchmarks.md says of what (root; BENCH_FLAGS=--quick)
+	@scripts/bootstrap bench
+	@$(MAKE) --no-print-directory binaries
+	@set -e; for script in $(sort $(wildcard bench/*.py)); do echo "== $$script"; $(RUN)/python "$$script" $(BENCH_FLAGS); done
 
 .PHONY: clean
 clean: ## Removes what was built

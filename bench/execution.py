@@ -19,11 +19,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.support import effort, figures, lifecycle, world
+from bench.support import command_line, crun, effort, figures, latency, lifecycle, memory, world
 from bench.support.scratch import scratch
 
 RESULTS = Path(__file__).resolve().parent.parent / "build/bench/execution.json"
-MEASURES = {"lifecycle": lifecycle.measure}
+MEASURES = {
+    "memory": memory.measure,  # first: what a service has used, it keeps
+    "lifecycle": lifecycle.measure,
+    "latency": latency.measure,
+    "commands": command_line.measure,
+    "crun": crun.measure,
+}
 
 
 def main() -> int:
@@ -35,13 +41,24 @@ def main() -> int:
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("must run as root: file systems are mounted and containers run")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
     try:
-        return asyncio.run(run(options))
-    except KeyboardInterrupt:
+        return asyncio.run(interruptible(options))
+    except asyncio.CancelledError:
         print("interrupted; everything is undone", file=sys.stderr)
         return 130
+
+
+async def interruptible(options: argparse.Namespace) -> int:
+    """Runs it; the first signal ends it, and no further one keeps it from undoing what it did."""
+    measuring = asyncio.create_task(run(options))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop, measuring)
+    return await measuring
+
+
+def stop(measuring: asyncio.Task[int]) -> None:
+    if not measuring.cancelling():
+        measuring.cancel()
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -55,7 +72,9 @@ async def run(options: argparse.Namespace) -> int:
     print(figures.table(rows))
     if options.profile and both.steps:
         print(f"\nmean milliseconds of each step\n{figures.steps_table(both.steps)}")
-    figures.write(options.json, rows, both.steps, quick=options.quick)
+    for note in both.notes:
+        print(f"\n{note}")
+    figures.write(options.json, rows, both.steps, both.notes, quick=options.quick)
     print(f"\n{time.monotonic() - begun:.0f} s; all of it: {options.json}")
     return 0
 

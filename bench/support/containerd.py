@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from shoal_gateway.proto.containerd.types.event_pb2 import Envelope
 
 from bench.support.side import Exited, Side
 
-_START_SECONDS, _STOP_SECONDS = 20.0, 10.0
+_START_SECONDS, _STOP_SECONDS, _SUBSCRIBE_SECONDS = 20.0, 10.0, 0.5
 _OCI = "types.containerd.io/opencontainers/runtime-spec/1"
 _SHIM = "containerd-shim-runc-v2"
 _CONFIG = """\
@@ -173,8 +174,8 @@ class Containerd(Side):
         )
         await self._create_container(containers.CreateContainerRequest(container=container))
 
-    async def task_create(self, id: str, mounts: Any) -> None:
-        await self._create(self._messages["tasks"].CreateTaskRequest(container_id=id, rootfs=mounts))
+    async def task_create(self, id: str, mounts: Any) -> int:
+        return int((await self._create(self._messages["tasks"].CreateTaskRequest(container_id=id, rootfs=mounts))).pid)
 
     def _process(self, id: str, exec_id: str = "") -> Any:
         return self._messages["tasks"].ProcessRequest(container_id=id, exec_id=exec_id)
@@ -228,7 +229,8 @@ class Containerd(Side):
                 yield Exited(exit.container_id, "" if exit.id == exit.container_id else exit.id, received)
 
         try:
-            await call.wait_for_connection()
+            # containerd answers nothing, not even headers, before the first event: there is only waiting a little.
+            await asyncio.sleep(_SUBSCRIBE_SECONDS)
             yield told()
         finally:
             call.cancel()

@@ -17,9 +17,9 @@ from typing import Any
 class Row:
     """One figure of both sides, each the median of `rounds`. A side that has none is None.
 
-    `ratio` says how many times as good shoal's is (as fast, as light): the median over the rounds, each compared with
-    the other side's right beside it, so that a machine that slows down meanwhile slows both. `budget` is what that
-    ratio must be at least; `limit` what shoal's own figure may be at most, in the same unit.
+    `ratio` says how many times as good shoal's is (as fast, as light). Of rates it is the median over the rounds, each
+    compared with the other side's right beside it, so that a machine that slows down meanwhile slows both. `budget` is
+    what that ratio must be at least; `limit` what shoal's own figure may be at most, in the same unit.
     """
 
     name: str
@@ -63,9 +63,12 @@ def compare(
     )  # fmt: skip
 
 
-def alone(name: str, unit: str, shoal: Sequence[float], *, limit: float | None = None, note: str = "") -> Row:
-    """A row that only shoal has (or nobody: the raw runtime)."""
-    return Row(name, unit, None, _median(shoal), limit=limit, rounds={"shoal": list(shoal)}, note=note)
+def whole(
+    name: str, unit: str, figures: dict[str, float], rounds: dict[str, list[float]], *, limit: float | None = None
+) -> Row:
+    """A row of figures that are of all samples, whatever their round; less is better."""
+    ratio = figures["containerd"] / figures["shoal"]
+    return Row(name, unit, figures["containerd"], figures["shoal"], ratio, limit=limit, rounds=rounds)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -131,7 +134,9 @@ def steps_table(steps: dict[str, dict[str, float]]) -> str:
 # ---------------------------------------------------------------------------------------------------------------- JSON
 
 
-def write(path: Path, rows: Sequence[Row], steps: dict[str, dict[str, float]], *, quick: bool) -> None:
+def write(
+    path: Path, rows: Sequence[Row], steps: dict[str, dict[str, float]], notes: Sequence[str], *, quick: bool
+) -> None:
     """Everything as JSON, with what it was measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = {
@@ -139,6 +144,7 @@ def write(path: Path, rows: Sequence[Row], steps: dict[str, dict[str, float]], *
         "quick": quick,
         "rows": [asdict(row) | {"met": row.met} for row in rows],
         "mean_ms_of_each_step": steps,
+        "notes": list(notes),
     }
     path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 

@@ -150,14 +150,14 @@ async def _measure(world: World, effort: Effort, runs: FusedRuns, runtime: str, 
         for name, one in todo.items():
             rates[name].append(await rate(one, seconds=effort.seconds, concurrency=concurrency))
         work = world.scratch.directory / f"raw-{runtime}-{concurrency}-{number}"
-        rates["raw"].append(
-            await asyncio.to_thread(
-                raw.measure, runtime, world.template, world.rootfs, work, world.scratch.mark,
-                seconds=effort.seconds, concurrency=concurrency,
-            )
+        alone, raw_steps = await asyncio.to_thread(
+            raw.measure, runtime, world.template, world.rootfs, work, world.scratch.mark,
+            seconds=effort.seconds, concurrency=concurrency,
         )  # fmt: skip
+        rates["raw"].append(alone)
     mark = f"{concurrency} at once, {runtime}"
     world.steps |= {f"{name}, {mark}": taken.mean_ms() for name, taken in steps.items()}
+    world.steps[f"{runtime} alone, {mark}"] = raw_steps
     containerd = rates["containerd"]
     return [
         compare(

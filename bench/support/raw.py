@@ -1,21 +1,23 @@
 """The OCI runtime alone: create, start, wait, delete from a loop. What either side can reach at most.
 
 A process of its own (`python -m bench.support.raw`), since it takes the containers' processes for its own: they are
-reparented to it when `create` ends, as they are to a shim. It writes a line of JSON.
+reparented to it when `create` ends, as they are to a shim. What to do comes by standard input, and the result goes to
+standard output, as JSON; the argument only says in its command line whose it is.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import ctypes
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,19 +28,23 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 def measure(
     runtime: str, template: dict[str, Any], rootfs: Path, work: Path, cgroup: str, *, seconds: float, concurrency: int
-) -> float:
-    """Life cycles a second, with bundles below `work`. Raises RuntimeError with the runtime's own words."""
+) -> tuple[float, dict[str, float]]:
+    """Life cycles a second, and mean milliseconds of each step. Bundles are made below `work`.
+
+    Raises RuntimeError with the runtime's own words.
+    """
     job = {
         "runtime": runtime, "template": template, "rootfs": str(rootfs), "work": str(work), "cgroup": cgroup,
         "seconds": seconds, "concurrency": concurrency,
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "bench.support.raw"], cwd=_ROOT, input=json.dumps(job), check=False,
+        [sys.executable, "-m", "bench.support.raw", str(work)], cwd=_ROOT, input=json.dumps(job), check=False,
         capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode != 0:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the loop failed")
-    return float(json.loads(done.stdout)["rate"])
+    told = json.loads(done.stdout)
+    return float(told["rate"]), {str(name): float(mean) for name, mean in told["steps"].items()}
 
 
 class Loop:
@@ -50,10 +56,13 @@ class Loop:
         self._state = self._work / "oci"
         self._numbers: Iterator[int] = count()
         self._failures: list[BaseException] = []
+        self.seconds: dict[str, list[float]] = {"create": [], "start": [], "wait": [], "delete": []}
 
     def rate(self) -> float:
         self._state.mkdir(parents=True, exist_ok=True)
         self._one()  # what is cold the first time
+        for taken in self.seconds.values():
+            taken.clear()
         done = [0] * self._job["concurrency"]
         begun = time.perf_counter()
 
@@ -84,11 +93,21 @@ class Loop:
         spec["linux"] = spec["linux"] | {"cgroupsPath": f"/{self._job['cgroup']}/{id}"}
         (bundle / "config.json").write_text(json.dumps(spec))
         pid_file = bundle / "pid"
-        self._runtime("create", "--bundle", str(bundle), "--pid-file", str(pid_file), id)
+        with self._step("create"):
+            self._runtime("create", "--bundle", str(bundle), "--pid-file", str(pid_file), id)
         pid = int(pid_file.read_text())
-        self._runtime("start", id)
-        os.waitpid(pid, 0)
-        self._runtime("delete", id)
+        with self._step("start"):
+            self._runtime("start", id)
+        with self._step("wait"):
+            os.waitpid(pid, 0)
+        with self._step("delete"):
+            self._runtime("delete", id)
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[name].append(time.perf_counter() - begun)
 
     def _runtime(self, *arguments: str) -> None:
         log = self._work / "log"
@@ -104,9 +123,11 @@ class Loop:
 def main() -> None:
     job = json.load(sys.stdin)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    json.dump({"rate": Loop(job).rate()}, sys.stdout)
+    loop = Loop(job)
+    rate = loop.rate()
+    steps = {name: statistics.mean(seconds) * 1000 for name, seconds in loop.seconds.items() if seconds}
+    json.dump({"rate": rate, "steps": steps}, sys.stdout)
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

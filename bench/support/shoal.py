@@ -123,8 +123,8 @@ class Shoal(Side):
         )
         await self.client.call(api.CONTAINER_CREATE, request)
 
-    async def task_create(self, id: str, mounts: Any) -> None:
-        await self.client.call(api.TASK_CREATE, api.CreateTask(container_id=id, rootfs=mounts))
+    async def task_create(self, id: str, mounts: Any) -> int:
+        return (await self.client.call(api.TASK_CREATE, api.CreateTask(container_id=id, rootfs=mounts))).pid
 
     async def task_start(self, id: str) -> None:
         await self.client.call(api.TASK_START, api.ProcessRequest(container_id=id))
@@ -189,6 +189,10 @@ class Shoal(Side):
     def services(self) -> list[int]:
         up = psutil.Process(self.node.pid)
         return [up.pid, *(child.pid for child in up.children(recursive=True))]
+
+    def bus(self) -> list[int]:
+        """The nats-server among the services."""
+        return [pid for pid in self.services() if psutil.Process(pid).name() == "nats-server"]
 
     def _all(self) -> list[int]:
         """Every process that says in its command line that it is of this node: shims and their zygote."""

@@ -45,7 +45,8 @@ class Side(ABC):
     async def container_create(self, id: str, args: list[str]) -> None: ...
 
     @abstractmethod
-    async def task_create(self, id: str, mounts: Any) -> None: ...
+    async def task_create(self, id: str, mounts: Any) -> int:
+        """Returns the process id of the container's first process."""
 
     @abstractmethod
     async def task_start(self, id: str) -> None: ...

@@ -28,6 +28,8 @@ class World:
     """The image's files as a plain directory, for the raw runtime."""
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
     """Mean milliseconds of each step of what was measured, by the measurement."""
+    notes: list[str] = field(default_factory=list)
+    """What was left out, and why."""
 
     @property
     def sides(self) -> tuple[Side, Side]:

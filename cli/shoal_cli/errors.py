@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from shoal_bus.errors import Code, ShoalError
 
 RUN_FAILED = 125
-"""What `run` exits with when shoal, not the container, failed: the container's own status may be anything else."""
+"""What `run` and `exec` exit with when shoal, not the process, failed: its own status may be anything else."""
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
+"""What they exit with when the command can't be executed, or isn't there: a shell's own (POSIX, 2.8.2)."""
 INTERRUPTED = 130
 
 EXIT_CODES: dict[Code, int] = {
@@ -27,13 +30,27 @@ EXIT_CODES: dict[Code, int] = {
 EXPLAINED = (
     "Exit codes: 0 done; 1 another error; 2 wrong usage; 3 no node or bus there; 4 not found; 5 exists already; "
     "6 not permitted; 7 not in this state; 8 out of room; 9 out of time; 10 data damaged; 130 interrupted. "
-    "`run` exits with the container's status, or 125 when shoal itself failed."
+    "`run`, `exec` and `attach` exit with the process's status; `run` and `exec` with 125 when shoal itself failed, "
+    "126 when the command can't be executed, 127 when there is no such command."
 )
+_NO_COMMAND = re.compile(r"executable file .*not found|exec: \".*\": .*no such file or directory", re.IGNORECASE)
+_NO_EXECUTABLE = re.compile(r"exec: \".*\": |open executable|exec format error", re.IGNORECASE)
+"""What runc and crun say of a command."""
 
 
 def exit_code(error: ShoalError) -> int:
     """The exit code that stands for an error's canonical code."""
     return EXIT_CODES.get(error.code, 1)
+
+
+def start_exit_code(error: ShoalError) -> int:
+    """The exit code for a process that wasn't started."""
+    if error.code is Code.FAILED_PRECONDITION:
+        if _NO_COMMAND.search(error.message):
+            return NOT_FOUND
+        if _NO_EXECUTABLE.search(error.message):
+            return NOT_EXECUTABLE
+    return RUN_FAILED
 
 
 def report(error: ShoalError) -> None:

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, aclosing, contextmanager, suppress
-from datetime import datetime, timedelta
-from functools import partial
 
-from shoal_bus import subjects
 from shoal_bus.api import content, runtime
 from shoal_bus.client import Client
-from shoal_bus.consumer import read_events
-from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError, Unavailable
+from shoal_bus.errors import NotFound
 from shoal_bus.message import now
 
 from shoal_cli import terminal
+from shoal_cli.fifos import Fifos, Place
 from shoal_cli.pull import pull
 from shoal_cli.reference import normalise
-from shoal_cli.stdio import Streams, needs_terminal
+from shoal_cli.session import Exited, exit_of, follow, interruptible
+from shoal_cli.stdio import Streams
 from shoal_cli.stopping import stop_task
 
-FORWARDED = (
-    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
-)  # fmt: skip
 _LEFT = ("amber", "brisk", "calm", "dapper", "eager", "fleet", "gentle", "keen", "lively", "mellow", "nimble", "quiet")
 _RIGHT = ("anchovy", "bream", "cod", "dory", "eel", "goby", "herring", "ide", "ling", "perch", "sprat", "tuna")
-_CLOCKS_DIFFER = timedelta(minutes=5)
-_EVENT_SECONDS = 30.0
 _UNWANTED_GRACE_SECONDS = 2.0
 """Between TERM and KILL, when nobody reads what comes out: a process of ours would have been killed by SIGPIPE."""
-_FIRST = asyncio.FIRST_COMPLETED
 
 
 def generated_name() -> str:
@@ -53,128 +42,63 @@ async def ensure_image(client: Client, name: str, *, plain_http: bool, platform:
     return full
 
 
-async def run_detached(client: Client, request: runtime.RunTask) -> None:
-    """Starts the container with its streams at /dev/null and prints its id."""
-    await client.operate(runtime.TASK_RUN, request)
+async def run_detached(client: Client, request: runtime.RunTask, fifos: Fifos, *, interactive: bool, tty: bool) -> None:
+    """Starts the container and prints its id. Its streams are at /dev/null, or wait for who attaches to it."""
+    if interactive or tty:
+        await fifos.sweep(client)
+        with fifos.make(request.id, stdin=interactive or tty, terminal=tty) as place:
+            await client.operate(runtime.TASK_RUN, _with_streams(request, place))
+            place.kept = True
+    else:
+        await client.operate(runtime.TASK_RUN, request)
     print(request.id)
 
 
-async def run_attached(client: Client, request: runtime.RunTask, *, interactive: bool, tty: bool) -> int:
-    """Runs the container with our streams as its own; returns its exit status.
+async def run_attached(
+    client: Client, request: runtime.RunTask, fifos: Fifos, *, interactive: bool, tty: bool, keys: bytes
+) -> int:
+    """Runs the container with our streams as its own; returns its exit status, or what leaving it is told with.
 
     With `tty` our terminal is raw while it runs and its size is passed on; without, signals are.
     """
     if tty:
-        needs_terminal()
+        terminal.needed()
     began = now()
-    with ExitStack() as stack:
-        streams = stack.enter_context(Streams(stdin=interactive or tty, terminal=tty))
-        request = request.model_copy(update={"stdio": streams.stdio})
-        starting = asyncio.ensure_future(client.operate(runtime.TASK_RUN, request))
-        try:
-            with _interrupts(starting):
-                task = await starting
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
-        ended = asyncio.create_task(exit_of(client, request.id, task.pid, began))
-        unwanted = asyncio.create_task(streams.unwanted.wait())
-        try:
-            stack.enter_context(_passing_on(client, request.id, tty=tty))
-            if tty:
-                stack.enter_context(terminal.raw())
+    await fifos.sweep(client)
+    with fifos.make(request.id, stdin=interactive or tty, terminal=tty) as place:
+        request = _with_streams(request, place)
+        with Streams(request.stdio, keys=keys if tty else b"") as streams:
+            task = await interruptible(client.operate(runtime.TASK_RUN, request))
+            place.kept = True  # whatever becomes of us, it goes on, and may be attached to
             # What it has written meanwhile waits in the pipes: until here, all that comes is from a run that may fail.
-            streams.started(partial(_end_input, client, request.id))
-            await asyncio.wait({ended, unwanted}, return_when=_FIRST)
-            if not ended.done():
-                await stop_task(client, request.id, _UNWANTED_GRACE_SECONDS)
-            status = await ended
-            await streams.finish()
-            return status
-        finally:
-            ended.cancel()
-            unwanted.cancel()
+            ending = await follow(client, task, streams, began=began, tty=tty)
+            status = ending.status
+            if not isinstance(ending, Exited):
+                if tty or ending.signal != signal.SIGPIPE:
+                    left_behind(f"container {request.id}", f"shoal attach {request.id}")
+                    return status
+                exit = await stop_task(client, request.id, _UNWANTED_GRACE_SECONDS)
+                status = exit.exit_status if exit is not None else await exit_of(client, task, began)
+        place.kept = not request.remove and await _is_there(client, request.id)
+    return status
 
 
-async def exit_of(client: Client, id: str, pid: int, began: datetime) -> int:
-    """How the container `id` ends, or has ended: asked of the runtime, and of the event stream where it is gone.
+def left_behind(what: str, command: str) -> None:
+    """Says how to come back to what goes on without us."""
+    sys.stderr.write(f"shoal: {what} goes on; come back with `{command}`\n")
 
-    A container with --rm may be removed before we ask; its `/tasks/exit` event outlives it.
-    """
+
+def _with_streams(request: runtime.RunTask, place: Place) -> runtime.RunTask:
+    """The request with these streams, and with a terminal of our terminal's kind unless it says otherwise."""
+    change: dict[str, object] = {"stdio": place.stdio}
+    if place.stdio.terminal and request.spec is None:
+        change["env"] = [f"TERM={terminal.kind()}", *request.env]
+    return request.model_copy(update=change)
+
+
+async def _is_there(client: Client, id: str) -> bool:
     try:
-        return (await client.call(runtime.TASK_WAIT, runtime.ProcessRequest(container_id=id), timeout=None)).exit_status
+        await client.call(runtime.CONTAINER_GET, runtime.ContainerRequest(id=id))
     except NotFound:
-        pattern = subjects.event_pattern(client.node, client.namespace, "runtime", "/tasks/exit", id)
-        try:
-            async with asyncio.timeout(_EVENT_SECONDS):
-                async with aclosing(read_events(client.connection, [pattern], since=began - _CLOCKS_DIFFER)) as events:
-                    async for received in events:
-                        exited = runtime.TaskExited.of(received.event.payload)
-                        if exited.pid == pid and exited.id in ("", id):
-                            return exited.exit_status
-        except TimeoutError:
-            pass
-        raise Unavailable(f"container {id}: it is gone, and how it ended isn't known") from None
-
-
-@contextmanager
-def _interrupts(starting: asyncio.Future[runtime.Task]) -> Iterator[None]:
-    """Until the container runs, a signal gives up the run, which undoes it."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, starting.cancel)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-@contextmanager
-def _passing_on(client: Client, id: str, *, tty: bool) -> Iterator[None]:
-    """Signals to us go to the container; with a terminal, also its size, now and whenever it changes."""
-    loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-
-    def spawn(number: signal.Signals) -> None:
-        work = _resize(client, id) if number == signal.SIGWINCH else _kill(client, id, number)
-        task = asyncio.create_task(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    numbers = [*FORWARDED, signal.SIGWINCH] if tty else [*FORWARDED]
-    for number in numbers:
-        loop.add_signal_handler(number, spawn, number)
-    if tty:
-        spawn(signal.SIGWINCH)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-        for task in tasks:
-            task.cancel()
-
-
-async def _kill(client: Client, id: str, number: signal.Signals) -> None:
-    try:
-        await client.call(runtime.TASK_KILL, runtime.KillTask(container_id=id, signal=number))
-    except (NotFound, FailedPrecondition):
-        pass  # it has exited: the one who waits says so
-    except ShoalError as error:
-        sys.stderr.write(f"shoal: {number.name} was not passed on: {error}\r\n")
-
-
-async def _end_input(client: Client, id: str) -> None:
-    """Our standard input is at its end: so is the container's. A supervisor keeps it open until it is told."""
-    with suppress(NotFound, FailedPrecondition):  # it has exited
-        await client.call(runtime.TASK_CLOSE_IO, runtime.ProcessRequest(container_id=id))
-
-
-async def _resize(client: Client, id: str) -> None:
-    try:
-        width, height = terminal.window()
-        await client.call(runtime.TASK_RESIZE, runtime.ResizeTask(container_id=id, width=width, height=height))
-    except (NotFound, FailedPrecondition):
-        pass  # it has exited
-    except (ShoalError, OSError) as error:
-        sys.stderr.write(f"shoal: the terminal's size was not passed on: {error}\r\n")
+        return False
+    return True

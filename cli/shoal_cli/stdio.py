@@ -1,7 +1,8 @@
-"""An attached container's standard streams: FIFOs in a directory of our own, copied from and to our own streams.
+"""A process's standard streams, copied from and to our own: from a FIFO to a descriptor of ours, and the other way.
 
-All of them are open before the container is asked for, so that its first byte finds a reader. Its last byte is there
-when it has exited: what is in the pipes then is copied to the end before we say so.
+All of them are open before the process is asked for, so that its first byte finds a reader. Its last byte is there
+when it has exited: what is in the pipes then is copied to the end before we say so. However slow who reads our output
+is, signals and the terminal's size go on being heard.
 """
 
 from __future__ import annotations
@@ -9,73 +10,65 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import shutil
+import stat
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
-from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
-from shoal_bus.errors import FailedPrecondition
 from shoal_bus.types import Stdio
+
+from shoal_cli.detach import KeyWatch
 
 _CHUNK = 1 << 16
 _QUIET_SECONDS = 0.5
 """After the exit, a stream somebody still holds open is at its end when nothing came for so long."""
 _LONGEST_SECONDS = 10.0
 
+Left = Literal["detached", "hung up", "unwanted"]
+"""Why we stop before the process does: the detach keys, our terminal is gone, or nobody takes our output any more."""
+
 
 class Streams:
-    """The FIFOs of one container, for the length of a block. `stdio` is what to ask the runtime for."""
+    """The FIFOs of one process, open for the length of a block. Without `stdin`, its input is left alone."""
 
-    def __init__(self, *, stdin: bool, terminal: bool) -> None:
-        self._terminal = terminal
-        self._with_stdin = stdin
+    def __init__(self, stdio: Stdio, *, stdin: bool = True, keys: bytes = b"") -> None:
+        self._stdio, self._keys = stdio, KeyWatch(keys)
+        self._with_stdin = stdin and bool(stdio.stdin)
         self._stack = ExitStack()
         self._outputs: list[_Output] = []
         self._stdin_fd = -1
         self._hold_fd = -1
         self._pump: asyncio.Task[None] | None = None
-        self.stdio = Stdio()
-        self.unwanted = asyncio.Event()
-        """Set when who reads our output has gone."""
+        self.left: asyncio.Future[Left] = asyncio.get_running_loop().create_future()
+        """Done when we have to leave."""
 
     def __enter__(self) -> Self:
         try:
-            directory = Path(tempfile.mkdtemp(prefix="shoal-run-"))
-            self._stack.callback(shutil.rmtree, directory)
-            paths = {}
             if self._with_stdin:
-                paths["stdin"] = str(self._open_input(directory / "stdin"))
-            paths["stdout"] = str(self._open_output(directory / "stdout", 1))
-            if not self._terminal:
-                paths["stderr"] = str(self._open_output(directory / "stderr", 2))
-            self.stdio = Stdio(terminal=self._terminal, **paths)
+                self._open_input(self._stdio.stdin)
+            for path, target in ((self._stdio.stdout, 1), (self._stdio.stderr, 2)):
+                if path:
+                    output = _Output(path, target, self._unwanted)
+                    self._stack.callback(output.close)
+                    self._outputs.append(output)
         except BaseException:
             self._stack.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._pump is not None:
+            self._pump.cancel()
         self._stack.close()
 
-    def _open_input(self, path: Path) -> Path:
-        os.mkfifo(path, 0o600)
+    def _open_input(self, path: str) -> None:
         # Opened for both, so that it opens without a reader, and then for writing alone; the first one holds what we
-        # write until the container has it open.
+        # write until the process has it open.
         self._hold_fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._stack.callback(self._close_hold)
         self._stdin_fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._stack.callback(self._close_stdin)
-        return path
-
-    def _open_output(self, path: Path, target: int) -> Path:
-        os.mkfifo(path, 0o600)
-        output = _Output(path, target, self.unwanted)
-        self._stack.callback(output.close)
-        self._outputs.append(output)
-        return path
 
     def _close_hold(self) -> None:
         if self._hold_fd >= 0:
@@ -87,8 +80,17 @@ class Streams:
             os.close(self._stdin_fd)
             self._stdin_fd = -1
 
+    def _leave(self, why: Left) -> None:
+        if not self.left.done():
+            self.left.set_result(why)
+
+    def _unwanted(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            sys.stderr.write(f"shoal: what came out could not be written: {error.strerror}\r\n")
+        self._leave("hung up" if error.errno == errno.EIO else "unwanted")
+
     def started(self, end_input: Callable[[], Awaitable[None]]) -> None:
-        """The container runs: begins to copy. `end_input` is called when our input ends, unless it is a terminal."""
+        """The process runs: begins to copy. `end_input` is called when our input ends, unless it is a terminal."""
         for output in self._outputs:
             output.begin()
         self._close_hold()
@@ -96,7 +98,7 @@ class Streams:
             self._pump = asyncio.create_task(self._copy_stdin(end_input))
 
     async def finish(self) -> None:
-        """The container has exited: copies what is still on its way."""
+        """The process has exited: copies what is still on its way."""
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
@@ -104,37 +106,48 @@ class Streams:
 
     async def _copy_stdin(self, end_input: Callable[[], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
-        source = sys.stdin.fileno()
         try:
             while True:
-                await _readable(loop, source)
-                data = os.read(source, _CHUNK)
+                await _readable(loop, 0)
+                try:
+                    data = os.read(0, _CHUNK)
+                except BlockingIOError:
+                    continue
                 if not data:
-                    self._close_stdin()
-                    if not self._terminal:
-                        await end_input()
-                    return
+                    break
+                data, detached = self._keys.feed(data)
                 while data:
                     try:
                         data = data[os.write(self._stdin_fd, data) :]
                     except BlockingIOError:
                         await _writable(loop, self._stdin_fd)
+                if detached:
+                    self._leave("detached")
+                    return
         except OSError as error:
-            # The container has closed its input, or our terminal hung up: nothing more to copy.
-            if error.errno not in (errno.EPIPE, errno.EIO):
+            # The process has closed its input: nothing more to copy. Or our terminal is gone, which reads as its end.
+            if error.errno == errno.EPIPE:
+                return
+            if error.errno != errno.EIO:
                 raise
         finally:
             self._close_stdin()
+        if self._stdio.terminal:
+            self._leave("hung up")
+        else:
+            await end_input()
 
 
 class _Output:
-    """One stream that comes out: a FIFO, copied to a file descriptor of ours."""
+    """One stream that comes out: a FIFO, copied to a file descriptor of ours. `unwanted` hears that nobody takes it."""
 
-    def __init__(self, path: Path, target: int, unwanted: asyncio.Event) -> None:
-        self._target, self._unwanted = target, unwanted
+    def __init__(self, path: str, target: int, unwanted: Callable[[OSError], None]) -> None:
+        self._unwanted = unwanted
         self._read = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        # While we hold a writing end ourselves there is no end of file before the container has opened it.
+        # While we hold a writing end ourselves there is no end of file before the process has opened it.
         self._hold = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._target = _patient(target)
+        self._pending = b""
         self._ended = asyncio.Event()
         self._last = 0.0
 
@@ -149,18 +162,36 @@ class _Output:
         if not data:
             self._end()
             return
-        self._last = asyncio.get_running_loop().time()
+        self._pending = data
+        self._drain()
+
+    def _drain(self) -> None:
+        """Writes what was read; until all of it is, nothing more is read."""
+        loop = asyncio.get_running_loop()
         try:
-            _write_all(self._target, data)
-        except BrokenPipeError:
-            # The supervisor holds the pipe open, so that the container isn't told by itself.
-            self._unwanted.set()
+            while self._pending:
+                self._pending = self._pending[os.write(self._target, self._pending) :]
+        except BlockingIOError:
+            loop.remove_reader(self._read)
+            loop.add_writer(self._target, self._drained)
+        except OSError as error:
+            # The supervisor holds the pipe open, so that the process isn't told by itself.
+            self._unwanted(error)
             self._end()
+        self._last = loop.time()
+
+    def _drained(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_writer(self._target)
+        loop.add_reader(self._read, self._copy)
+        self._drain()
 
     def _end(self) -> None:
         if self._read >= 0:
             with suppress(RuntimeError):
-                asyncio.get_running_loop().remove_reader(self._read)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self._read)
+                loop.remove_writer(self._target)
             os.close(self._read)
             self._read = -1
         self._ended.set()
@@ -173,7 +204,10 @@ class _Output:
         self._last = began = loop.time()
         while not self._ended.is_set():
             now = loop.time()
-            if now - self._last > _QUIET_SECONDS or now - began > _LONGEST_SECONDS:
+            if self._pending:
+                began += now - self._last  # whoever reads us takes his time
+                self._last = now
+            elif now - self._last > _QUIET_SECONDS or now - began > _LONGEST_SECONDS:
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.02):
@@ -184,17 +218,21 @@ class _Output:
         if self._hold >= 0:
             os.close(self._hold)
             self._hold = -1
+        if self._target >= 0:
+            os.close(self._target)
+            self._target = -1
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        try:
-            data = data[os.write(fd, data) :]
-        except BlockingIOError:
-            # Somebody made our output non-blocking (a terminal is shared with standard input).
-            import select
+def _patient(target: int) -> int:
+    """A descriptor for what `target` is that never blocks us, where there can be one: for a pipe or a terminal.
 
-            select.select([], [fd], [])
+    It is opened anew: the flags of the one we have belong to others too, our shell among them.
+    """
+    mode = os.fstat(target).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        with suppress(OSError):
+            return os.open(f"/proc/self/fd/{target}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return os.dup(target)
 
 
 def _settle(ready: asyncio.Future[None]) -> None:
@@ -221,9 +259,3 @@ async def _writable(loop: asyncio.AbstractEventLoop, fd: int) -> None:
         await ready
     finally:
         loop.remove_writer(fd)
-
-
-def needs_terminal() -> None:
-    """FAILED_PRECONDITION unless our standard input is a terminal."""
-    if not sys.stdin.isatty():
-        raise FailedPrecondition("standard input is not a terminal", hint="leave out -t, or run it from a terminal")

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from shoal_bus.errors import FailedPrecondition
+
+
+def needed(otherwise: str = "leave out -t, or run it from a terminal") -> None:
+    """FAILED_PRECONDITION unless our standard input is a terminal; `otherwise` is the mend."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise FailedPrecondition("standard input is not a terminal", hint=otherwise)
 
 
 @contextmanager
@@ -19,10 +28,19 @@ def raw() -> Iterator[None]:
         tty.setraw(fd, termios.TCSANOW)
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSANOW, before)
+        # In the background by now, we would be stopped for touching it (termios(3), SIGTTOU).
+        ignored = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        with suppress(termios.error):  # it has hung up
+            termios.tcsetattr(fd, termios.TCSANOW, before)
+        signal.signal(signal.SIGTTOU, ignored)
 
 
 def window() -> tuple[int, int]:
     """Its width and height in characters."""
     size = os.get_terminal_size(sys.stdin.fileno())
     return size.columns, size.lines
+
+
+def kind() -> str:
+    """What TERM says it is."""
+    return os.environ.get("TERM", "") or "xterm"

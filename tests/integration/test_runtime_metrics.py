@@ -140,6 +140,15 @@ async def test_forks_over_the_limit_are_counted(node: RuntimeNode) -> None:
     await until(refused)
 
 
+async def test_an_exec_counts_in_its_containers_figures_and_has_none_of_its_own(node: RuntimeNode) -> None:
+    await run(node, "web", "sleep", "600")
+    request = api.ExecTask(container_id="web", exec_id="more", args=["sleep", "600"], start=True)
+    await node.client.call(api.TASK_EXEC, request)
+    [found] = await node.client.collect(api.TASK_METRICS, api.ListMetrics())
+    assert found.pids is not None
+    assert found.pids.current == 2
+
+
 async def test_created_and_paused_tasks_have_figures_and_stopped_ones_are_left_out(node: RuntimeNode) -> None:
     await run(node, "created", "sleep", "600", start=False)
     await run(node, "paused", "sleep", "600")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shoal_cli.commands.images import PLAIN_HTTP, PLATFORM
+from shoal_cli.commands.tasks import DETACH_KEYS
 from shoal_cli.target import Target, client_command
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ async def run(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it in the background; print its id.")] = False,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
     interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Pass on standard input.")] = False,
+    detach_keys: Annotated[str, DETACH_KEYS] = "ctrl-p,ctrl-q",
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="KEY=VALUE, or KEY for its value here.")] = None,
     net: Annotated[str, typer.Option(help="none, host or bridge.")] = "none",
     ip: Annotated[str, typer.Option(help="For bridge: its address, as 10.88.0.2/24.", show_default=False)] = "",
@@ -46,15 +48,16 @@ async def run(
 
     Everything after IMAGE is the container's: options for run go before it.
     """
-    from shoal_bus.errors import InvalidArgument, ShoalError
+    from shoal_bus.errors import ShoalError
 
     from shoal_cli import run as running
-    from shoal_cli.errors import RUN_FAILED, report
+    from shoal_cli.detach import parse_keys
+    from shoal_cli.errors import report, start_exit_code
+    from shoal_cli.fifos import Fifos
     from shoal_cli.request import environment, labels, network
 
     try:
-        if detach and (tty or interactive):
-            raise InvalidArgument("-d runs in the background: it goes neither with -t nor with -i")
+        keys = parse_keys(detach_keys)
         wanted = {
             "id": name or running.generated_name(), "args": args or [], "env": environment(env or []), "cwd": workdir,
             "user": user, "hostname": hostname, "labels": labels(label or []), "runtime": runtime,
@@ -66,13 +69,14 @@ async def run(
         async with target.client() as client:
             full = await running.ensure_image(client, image, plain_http=plain_http, platform=platform)
             request = RunTask.of({"image": full, **wanted})
+            fifos = Fifos(target.find().state, target.namespace)
             if detach:
-                await running.run_detached(client, request)
+                await running.run_detached(client, request, fifos, interactive=interactive, tty=tty)
                 return 0
-            return await running.run_attached(client, request, interactive=interactive, tty=tty)
+            return await running.run_attached(client, request, fifos, interactive=interactive, tty=tty, keys=keys)
     except ShoalError as error:
         report(error)
-        return RUN_FAILED
+        return start_exit_code(error)
 
 
 @app.command()
@@ -158,13 +162,16 @@ async def rm(
     from shoal_bus.api.runtime import CONTAINER_REMOVE, RemoveContainer
 
     from shoal_cli.each import for_each
+    from shoal_cli.fifos import Fifos
 
     async with target.client() as client:
-        return await for_each(
-            container,
-            lambda id: client.call(CONTAINER_REMOVE, RemoveContainer.of({"id": id, "force": force}), timeout=60.0),
-            quiet=target.json,
-        )
+        fifos = Fifos(target.find().state, target.namespace)
+
+        async def remove_one(id: str) -> None:
+            await client.call(CONTAINER_REMOVE, RemoveContainer.of({"id": id, "force": force}), timeout=60.0)
+            fifos.remove(id)
+
+        return await for_each(container, remove_one, quiet=target.json)
 
 
 @app.command()

@@ -21,7 +21,8 @@ _BATCH = 16
 
 _JOBS = """
 SELECT namespace, id, request_id, pid, bundle FROM tasks
-WHERE status NOT IN ('creating', 'stopped') AND pid > 0 AND :namespace IN ('', namespace) ORDER BY namespace, id
+WHERE exec_id = '' AND status NOT IN ('creating', 'stopped') AND pid > 0 AND :namespace IN ('', namespace)
+ORDER BY namespace, id
 """
 
 
