@@ -16,15 +16,15 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import nats.errors
-import structlog
 from nats.aio.client import PING_PROTO
 from nats.aio.client import Client as Nats
 from nats.protocol import command
 from pydantic import BaseModel
 
+from shoal_bus import logs
 from shoal_bus.errors import Unauthenticated, Unavailable
 
-log = structlog.get_logger(__name__)
+log = logs.get_logger(__name__)
 
 RECONNECT_SECONDS = 0.25
 PING_SECONDS = 10
