@@ -15,6 +15,7 @@ from shoal_bus.events import Topic
 from shoal_bus.message import Empty, Message
 
 from shoal_runtime import pids
+from shoal_runtime.containers import Containers
 from shoal_runtime.spec.check import check_resources
 from shoal_runtime.supervisor import Supervisor
 from shoal_runtime.tasks import Tasks
@@ -23,8 +24,8 @@ from shoal_runtime.tasks import Tasks
 class Controls:
     """The verbs that leave a task where it is."""
 
-    def __init__(self, database: Database, tasks: Tasks, supervisor: Supervisor) -> None:
-        self._db, self._tasks, self._supervisor = database, tasks, supervisor
+    def __init__(self, database: Database, containers: Containers, tasks: Tasks, supervisor: Supervisor) -> None:
+        self._db, self._containers, self._tasks, self._supervisor = database, containers, tasks, supervisor
 
     def _living(self, ctx: Context, id: str, exec_id: str = "") -> Any:
         """The row of a process that has been created and hasn't ended."""
@@ -82,6 +83,9 @@ class Controls:
         self._living(ctx, request.container_id)
         check_resources(request.resources)
         await self._supervisor.update(ctx.namespace, request.container_id, request.resources)
+        with self._db.write() as tx:
+            self._containers.limit(tx, ctx.namespace, request.container_id, request.resources)
+            ctx.answer(tx, Empty())
         return Empty()
 
     async def checkpoint(self, ctx: Context, request: api.CheckpointTask) -> Empty:

@@ -58,5 +58,9 @@ CREATE TABLE exits (                          -- of tasks that were removed with
     kept_until  REAL NOT NULL,
     PRIMARY KEY (namespace, id)
 ) WITHOUT ROWID;
-"""
+""",
+    """
+ALTER TABLE tasks ADD COLUMN auto_remove INTEGER NOT NULL DEFAULT 0;  -- of an exec: removed when it has ended
+CREATE INDEX execs_to_remove ON tasks (status) WHERE auto_remove;
+""",
 ]

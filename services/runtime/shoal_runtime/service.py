@@ -14,7 +14,7 @@ from shoal_runtime.controls import Controls
 from shoal_runtime.exits import ExitHeard, Exits
 from shoal_runtime.metrics import Metrics
 from shoal_runtime.reconcile import Reconciliation
-from shoal_runtime.removal import Removal, lock_of
+from shoal_runtime.removal import Removal, lock_of, lock_of_process
 from shoal_runtime.run import Runs
 from shoal_runtime.schema import MIGRATIONS
 from shoal_runtime.supervisor import Supervisor
@@ -23,10 +23,8 @@ from shoal_runtime.tasks import Tasks
 _EXIT = "exit"
 
 
-def _lock_of_process(request: api.ProcessRequest) -> str:
-    """Execs have locks of their own: many are started at once, and none waits for another."""
-    id = request.container_id
-    return lock_of(f"{id}/exec/{request.exec_id}" if request.exec_id else id)
+def _lock_of_process(request: api.ProcessRequest | api.ExecTask) -> str:
+    return lock_of_process(request.container_id, request.exec_id)
 
 
 async def setup(process: Process) -> None:
@@ -46,7 +44,7 @@ async def setup(process: Process) -> None:
     bundles = Bundles(process.state)
     containers = Containers(database, process.node.runtime)
     tasks = Tasks(database, containers, supervisor, exits, bundles)
-    controls = Controls(database, tasks, supervisor)
+    controls = Controls(database, containers, tasks, supervisor)
     removal = Removal(database, process.locks, containers, tasks, service.client.with_namespace)
     runs = Runs(database, process.locks, containers, tasks, removal, process.node.runtime)
     exits.on_recorded(removal.wake)
@@ -60,7 +58,7 @@ async def setup(process: Process) -> None:
     service.handle(api.CONTAINER_DELETE, containers.delete, lock=lambda r: lock_of(r.id))
     service.handle(api.CONTAINER_REMOVE, removal.remove, lock=lambda r: lock_of(r.id))
     service.handle(api.TASK_CREATE, tasks.create, lock=lambda r: lock_of(r.container_id))
-    service.handle(api.TASK_EXEC, tasks.execs.add, lock=lambda r: lock_of(f"{r.container_id}/exec/{r.exec_id}"))
+    service.handle(api.TASK_EXEC, tasks.execs.add, lock=_lock_of_process)
     service.handle(api.TASK_START, tasks.start, lock=_lock_of_process)
     service.handle(api.TASK_WAIT, tasks.wait)
     service.handle(api.TASK_DELETE, tasks.delete, lock=_lock_of_process)

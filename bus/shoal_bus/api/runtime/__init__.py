@@ -65,6 +65,7 @@ from shoal_bus.api.runtime.metrics import (
     Stall,
 )
 from shoal_bus.api.runtime.options import (
+    ConsoleSize,
     Hook,
     Hooks,
     IdMapping,
@@ -158,6 +159,7 @@ __all__ = [
     "BlockMetrics",
     "CgroupMode",
     "CheckpointTask",
+    "ConsoleSize",
     "Container",
     "ContainerCreated",
     "ContainerDeleted",
