@@ -49,11 +49,6 @@ def network(mode: str, ip: str, gateway: str, bridge: str) -> dict[str, Any]:
     return {"mode": mode, "address": ip, "gateway": gateway, "bridge": bridge}
 
 
-def capabilities(given: list[str]) -> list[str]:
-    """Capabilities by name, with or without CAP_, as capabilities(7) writes them."""
-    return [f"CAP_{name.upper().removeprefix('CAP_')}" for name in given]
-
-
 def signal_number(given: str) -> int:
     """The number of a signal by number or name, with or without SIG."""
     if given.isdecimal() and 0 < int(given) <= signal.SIGRTMAX:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import signal
-import sys
 
 from shoal_bus.api import content, runtime
 from shoal_bus.client import Client
@@ -15,9 +14,10 @@ from shoal_cli import terminal
 from shoal_cli.fifos import Fifos, Place
 from shoal_cli.pull import pull
 from shoal_cli.reference import normalise
-from shoal_cli.session import Exited, exit_of, follow, interruptible
+from shoal_cli.session import Exited, follow, interruptible
 from shoal_cli.stdio import Streams
 from shoal_cli.stopping import stop_task
+from shoal_cli.telling import tell
 
 _LEFT = ("amber", "brisk", "calm", "dapper", "eager", "fleet", "gentle", "keen", "lively", "mellow", "nimble", "quiet")
 _RIGHT = ("anchovy", "bream", "cod", "dory", "eel", "goby", "herring", "ide", "ling", "perch", "sprat", "tuna")
@@ -36,7 +36,7 @@ async def ensure_image(client: Client, name: str, *, plain_http: bool, platform:
     try:
         await client.call(content.IMAGE_GET, content.ImageRequest(name=full))
     except NotFound:
-        sys.stderr.write(f"{full}: not here yet, pulling it\n")
+        tell(f"{full}: not here yet, pulling it\n")
         request = content.PullImage(name=full, platform=platform, plain_http=plain_http)
         return (await pull(client, request)).name
     return full
@@ -75,17 +75,16 @@ async def run_attached(
             status = ending.status
             if not isinstance(ending, Exited):
                 if tty or ending.signal != signal.SIGPIPE:
-                    left_behind(f"container {request.id}", f"shoal attach {request.id}")
+                    left_behind(f"container {request.id}", f"shoal attach {request.id}", tty=tty)
                     return status
-                exit = await stop_task(client, request.id, _UNWANTED_GRACE_SECONDS)
-                status = exit.exit_status if exit is not None else await exit_of(client, task, began)
+                await stop_task(client, request.id, _UNWANTED_GRACE_SECONDS)
         place.kept = not request.remove and await _is_there(client, request.id)
     return status
 
 
-def left_behind(what: str, command: str) -> None:
-    """Says how to come back to what goes on without us."""
-    sys.stderr.write(f"shoal: {what} goes on; come back with `{command}`\n")
+def left_behind(what: str, command: str, *, tty: bool = False) -> None:
+    """Says how to come back to what goes on without us; on its `tty` it has left the cursor anywhere."""
+    tell(("\n" if tty else "") + f"shoal: {what} goes on; come back with `{command}`\n")
 
 
 def _with_streams(request: runtime.RunTask, place: Place) -> runtime.RunTask:
@@ -93,6 +92,7 @@ def _with_streams(request: runtime.RunTask, place: Place) -> runtime.RunTask:
     change: dict[str, object] = {"stdio": place.stdio}
     if place.stdio.terminal and request.spec is None:
         change["env"] = [f"TERM={terminal.kind()}", *request.env]
+        change["console_size"] = terminal.size()
     return request.model_copy(update=change)
 
 

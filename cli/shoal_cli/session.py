@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections.abc import Awaitable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager, suppress
 from datetime import datetime, timedelta
@@ -15,10 +14,11 @@ from shoal_bus import subjects
 from shoal_bus.api import runtime
 from shoal_bus.client import Client
 from shoal_bus.consumer import read_events
-from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError, Unavailable
+from shoal_bus.errors import DeadlineExceeded, FailedPrecondition, NotFound, ShoalError, Unavailable
 
 from shoal_cli import terminal
 from shoal_cli.stdio import Streams
+from shoal_cli.telling import tell
 
 T = TypeVar("T")
 
@@ -26,8 +26,13 @@ FORWARDED = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
 _OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDING = (*_OURS, signal.SIGQUIT)
+"""Signals that are to end what they are sent to."""
 _CLOCKS_DIFFER = timedelta(minutes=5)
 _EVENT_SECONDS = 30.0
+_AGAIN_SECONDS = 0.5
+_PASSING_ON_SECONDS = 5.0
+"""How long a signal waits for a service that isn't there."""
 _FIRST = asyncio.FIRST_COMPLETED
 
 
@@ -65,13 +70,14 @@ async def follow(
     """
     loop = asyncio.get_running_loop()
     signalled: asyncio.Future[int] = loop.create_future()
-    ended = asyncio.create_task(exit_of(client, process, began))
+    ended = asyncio.create_task(_exit_of_followed(client, process, streams, began))
     try:
         with ExitStack() as stack:
             ours = set(_OURS if not forward else (signal.SIGTERM, signal.SIGHUP) if tty else ())
             stack.enter_context(_leaving_for(ours, signalled))
             if forward:
-                stack.enter_context(_forwarding(client, process, [n for n in FORWARDED if n not in ours]))
+                numbers = [number for number in FORWARDED if number not in ours]
+                stack.enter_context(_forwarding(client, process, numbers, signalled))
             if tty:
                 stack.enter_context(terminal.raw())
                 stack.enter_context(_resizing(client, process, redraw))
@@ -86,6 +92,26 @@ async def follow(
     if signalled.done():
         return Left(signalled.result())
     return Left({"detached": 0, "hung up": signal.SIGHUP, "unwanted": signal.SIGPIPE}[streams.left.result()])
+
+
+async def _exit_of_followed(client: Client, process: runtime.Task, streams: Streams, began: datetime) -> int:
+    """How a process ends whose streams we have, which don't pass through the bus: without it we go on, until they end.
+
+    UNAVAILABLE when they have, and nobody says how the process has.
+    """
+    while True:
+        try:
+            return await exit_of(client, process, began)
+        except _Unknown:
+            raise
+        except Unavailable:
+            if streams.ended:
+                raise
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+
+class _Unknown(Unavailable):
+    """It is gone, and nobody will ever say how it ended."""
 
 
 async def exit_of(client: Client, process: runtime.Task, began: datetime) -> int:
@@ -108,7 +134,7 @@ async def exit_of(client: Client, process: runtime.Task, began: datetime) -> int
                             return exited.exit_status
         except TimeoutError:
             pass
-        raise Unavailable(f"container {id}: it is gone, and how it ended isn't known") from None
+        raise _Unknown(f"container {id}: it is gone, and how it ended isn't known") from None
 
 
 async def interruptible(work: Awaitable[T]) -> T:
@@ -128,13 +154,9 @@ async def interruptible(work: Awaitable[T]) -> T:
 
 @contextmanager
 def _leaving_for(numbers: set[signal.Signals], signalled: asyncio.Future[int]) -> Iterator[None]:
-    def leave(number: int) -> None:
-        if not signalled.done():
-            signalled.set_result(number)
-
     loop = asyncio.get_running_loop()
     for number in numbers:
-        loop.add_signal_handler(number, leave, number)
+        loop.add_signal_handler(number, _leave, signalled, number)
     try:
         yield
     finally:
@@ -142,14 +164,21 @@ def _leaving_for(numbers: set[signal.Signals], signalled: asyncio.Future[int]) -
             loop.remove_signal_handler(number)
 
 
+def _leave(signalled: asyncio.Future[int], number: int) -> None:
+    if not signalled.done():
+        signalled.set_result(number)
+
+
 @contextmanager
-def _forwarding(client: Client, process: runtime.Task, numbers: list[signal.Signals]) -> Iterator[None]:
-    """Signals to us go to the process."""
+def _forwarding(
+    client: Client, process: runtime.Task, numbers: list[signal.Signals], signalled: asyncio.Future[int]
+) -> Iterator[None]:
+    """Signals to us go to the process. One to end it that can't be passed on ends us, who'd be deaf to it else."""
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
     def spawn(number: signal.Signals) -> None:
-        task = asyncio.create_task(_kill(client, process, number))
+        task = asyncio.create_task(_kill(client, process, number, signalled))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
@@ -164,14 +193,16 @@ def _forwarding(client: Client, process: runtime.Task, numbers: list[signal.Sign
             task.cancel()
 
 
-async def _kill(client: Client, process: runtime.Task, number: signal.Signals) -> None:
+async def _kill(client: Client, process: runtime.Task, number: signal.Signals, signalled: asyncio.Future[int]) -> None:
     try:
         request = runtime.KillTask(container_id=process.container_id, exec_id=process.exec_id, signal=number)
-        await client.call(runtime.TASK_KILL, request)
+        await client.call(runtime.TASK_KILL, request, patience=_PASSING_ON_SECONDS)
     except (NotFound, FailedPrecondition):
         pass  # it has exited: the one who waits says so
     except ShoalError as error:
-        sys.stderr.write(f"shoal: {number.name} was not passed on: {error}\r\n")
+        tell(f"shoal: {number.name} was not passed on: {error}\n")
+        if number in _ENDING:
+            _leave(signalled, number)
 
 
 async def _end_input(client: Client, process: runtime.Task) -> None:
@@ -202,15 +233,20 @@ async def _resize(client: Client, process: runtime.Task, changed: asyncio.Event,
         await changed.wait()
         changed.clear()
         try:
-            width, height = terminal.window()
+            size = terminal.size()
+            if size is None:
+                continue
             # A program that has been told this very size before hears of it only when it changes.
-            for rows in (height + 1, height) if redraw else (height,):
+            for rows in (size.height + 1, size.height) if redraw else (size.height,):
                 request = runtime.ResizeTask(
-                    container_id=process.container_id, exec_id=process.exec_id, width=width, height=rows
+                    container_id=process.container_id, exec_id=process.exec_id, width=size.width, height=rows
                 )
                 await client.call(runtime.TASK_RESIZE, request)
             redraw = False
         except (NotFound, FailedPrecondition):
             pass  # it has exited
-        except (ShoalError, OSError) as error:
-            sys.stderr.write(f"shoal: the terminal's size was not passed on: {error}\r\n")
+        except (Unavailable, DeadlineExceeded):
+            changed.set()  # it is told once somebody is there to be told
+            await asyncio.sleep(_AGAIN_SECONDS)
+        except ShoalError as error:
+            tell(f"shoal: the terminal's size was not passed on: {error}\n")

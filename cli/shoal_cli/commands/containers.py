@@ -46,7 +46,7 @@ async def run(
 ) -> int:
     """Run a container; exits with its status, or with 125 when shoal failed.
 
-    Everything after IMAGE is the container's: options for run go before it.
+    Everything after the image is the container's: options for run go before it.
     """
     from shoal_bus.errors import ShoalError
 
