@@ -12,7 +12,8 @@ from shoal_bus.message import now
 from shoal_cli import terminal
 from shoal_cli.fifos import Fifos
 from shoal_cli.run import left_behind
-from shoal_cli.session import Exited, follow, interruptible
+from shoal_cli.session import Exited, follow
+from shoal_cli.signals import interruptible
 from shoal_cli.stdio import Streams
 from shoal_cli.telling import tell
 

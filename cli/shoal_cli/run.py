@@ -14,7 +14,8 @@ from shoal_cli import terminal
 from shoal_cli.fifos import Fifos, Place
 from shoal_cli.pull import pull
 from shoal_cli.reference import normalise
-from shoal_cli.session import Exited, follow, interruptible
+from shoal_cli.session import Exited, follow
+from shoal_cli.signals import interruptible
 from shoal_cli.stdio import Streams
 from shoal_cli.stopping import stop_task
 from shoal_cli.telling import tell

@@ -93,7 +93,7 @@ def test_a_checkpoint_is_written_or_criu_says_why_not(node: Shoal, box: str, tmp
         refused(done, 7, "FAILED_PRECONDITION", "runc checkpoint", "criu")
         assert not place.exists()
     assert node.run("exec", box, "true").returncode == 0
-    refused(node.run("checkpoint", box, "/proc/nowhere"), 1, "INTERNAL", "/proc/nowhere")
+    refused(node.run("checkpoint", box, "/proc/nowhere"), 7, "FAILED_PRECONDITION", "/proc/nowhere", "No such file")
 
 
 @pytest.mark.parametrize(

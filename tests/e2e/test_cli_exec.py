@@ -118,6 +118,22 @@ def test_what_it_leaves_running_does_not_keep_it(node: Shoal, box: str) -> None:
     assert node.run("exec", box, "kill", done.stdout.strip()).returncode == 0
 
 
+def test_what_a_killed_command_leaves_is_cleared_away_by_the_next_one(node: Shoal, box: str) -> None:
+    running = node.spawn(
+        "exec", box, "sh", "-c", "echo ready; exec sleep 2000", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"ready\n"
+    running.kill()
+    running.communicate()
+    place = node.state / "fifo" / "default" / box
+    node.ok("exec", box, "true")
+    assert len(list(place.iterdir())) == 1  # it runs on, and may be attached to
+    [pid] = [process["pid"] for process in node.json("top", box) if process["command"] == "sleep 2000"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: node.ok("exec", box, "true") == "" and not place.exists())
+
+
 def test_a_detached_one_is_listed_until_it_ends(node: Shoal, box: str) -> None:
     id = node.ok("exec", "-d", box, "sh", "-c", "while ! test -e /tmp/end; do sleep 0.05; done").strip()
     assert id in [process["exec_id"] for process in node.json("top", box)]

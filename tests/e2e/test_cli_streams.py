@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import termios
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,17 @@ def unread(pipe: Any) -> int:
     found = array.array("i", [0])
     fcntl.ioctl(pipe, termios.FIONREAD, found)
     return found[0]
+
+
+def ended_by(process: subprocess.Popen[bytes], number: signal.Signals, *, times: int = 1) -> int:
+    """The exit status of a process that ends for so many of a signal in a row; a slow machine may need some more."""
+    for _ in range(5):
+        for _ in range(times):
+            process.send_signal(number)
+            time.sleep(0.05)
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(6)
+    raise AssertionError(f"it goes on in spite of {number.name}")
 
 
 def in_shell(node: Shoal, script: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -158,6 +171,32 @@ def test_what_was_read_when_one_leaves_is_not_lost(node: Shoal, image: str) -> N
     assert second.returncode == 2
     assert told == b"".join(b"%d\n" % number for number in range(1, 100_001))
     node.ok("rm", "stuck")
+
+
+def test_who_is_deaf_to_signals_is_left_by_insisting(node: Shoal, image: str) -> None:
+    # The first process of a container ignores what it has no handler for.
+    running = node.spawn(
+        "run", "--name", "deaf", image, "sh", "-c", "echo ready; exec sleep 1000", stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"ready\n"
+    assert ended_by(running, signal.SIGINT, times=3) == 128 + signal.SIGINT
+    assert running.communicate()[1] == b"shoal: container deaf goes on; come back with `shoal attach deaf`\n"
+    assert node.json("inspect", "deaf")["task"]["status"] == "running"
+    node.ok("rm", "--force", "deaf")
+
+
+def test_who_waits_for_its_reader_alone_is_ended_by_a_signal(node: Shoal, box: str) -> None:
+    script = "seq 1 18500; touch /tmp/said"  # more than our pipe holds, and less than it and the process's own
+    running = node.spawn("exec", box, "sh", "-c", script, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    eventually(lambda: node.run("exec", box, "test", "-e", "/tmp/said").returncode == 0)
+    eventually(lambda: [one["command"] for one in node.json("top", box)] == ["sleep 100000"])
+    assert running.poll() is None
+    assert ended_by(running, signal.SIGTERM) == 128 + signal.SIGTERM
+    assert running.stdout is not None
+    assert running.stdout.read(2) == b"1\n"
+    running.stdout.close()
 
 
 def test_signals_are_passed_on_by_who_is_attached(node: Shoal, image: str) -> None:

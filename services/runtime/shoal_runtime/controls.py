@@ -96,7 +96,10 @@ class Controls:
         path = Path(request.path)
         if not path.is_absolute():
             raise InvalidArgument(f"path {request.path!r}: must be absolute")
-        made = await asyncio.to_thread(_make_directory, path)
+        try:
+            made = await asyncio.to_thread(_make_directory, path)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise FailedPrecondition(f"checkpoint {path}: no directory can be there: {error.strerror}") from None
         try:
             await self._supervisor.checkpoint(ctx.namespace, request.container_id, str(path), _flags(request))
         except Exception:
