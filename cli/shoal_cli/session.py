@@ -77,6 +77,7 @@ async def follow(
             await asyncio.wait(first, return_when=_FIRST)
             if ended.done():
                 return Exited(await _finish(streams, await ended))
+            streams.leave()
     finally:
         ended.cancel()
     if signalled.done():

@@ -110,6 +110,11 @@ class Streams:
         """Whether all that comes out has ended: nobody has it open any more."""
         return all(output.ended for output in self._outputs)
 
+    def leave(self) -> None:
+        """The process goes on without us: nothing that came out of it is lost with us."""
+        for output in self._outputs:
+            output.leave()
+
     async def finish(self) -> None:
         """The process has exited: copies what is still on its way."""
         if self._pump is not None:
@@ -243,8 +248,9 @@ class _Output:
             os.close(self._hold)
             self._hold = -1
 
-    def _hand_over(self) -> None:
-        """What has been read and isn't written yet nobody can read again: it is ours to write, if anybody takes it."""
+    def leave(self) -> None:
+        """Reads no more. What has been read nobody can read again: it is ours to write, if anybody takes it."""
+        self._end()
         poll = select.poll()
         poll.register(self._target, select.POLLOUT)
         deadline = time.monotonic() + _LEAVING_SECONDS
@@ -256,7 +262,6 @@ class _Output:
     def close(self) -> None:
         self._end()
         self._close_hold()
-        self._hand_over()
         if self._target >= 0:
             os.close(self._target)
             self._target = -1
