@@ -155,7 +155,7 @@ class Supervisor:
         async with self._starting:
             if self._zygote is not None and not self._zygote.is_closing():
                 return
-            reader, self._zygote = await self._reach_zygote()
+            reader, self._zygote = await self._reach_zygote(protocol.ZYGOTE_SOCKET)
             self._spawn(self._hear_zygote(reader))
 
     async def _hear_zygote(self, reader: asyncio.StreamReader) -> None:
@@ -169,11 +169,11 @@ class Supervisor:
             log.warning("zygote.lost")
             await self._want_zygote()
 
-    async def _reach_zygote(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _reach_zygote(self, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         ends = time.monotonic() + START_SECONDS
         while True:
             try:
-                return await open_socket(str(self._state), protocol.ZYGOTE_SOCKET)
+                return await open_socket(str(self._state), name)
             except (FileNotFoundError, ConnectionRefusedError):
                 if time.monotonic() > ends:
                     raise Unavailable("the zygote doesn't start", hint="see the runtime service's log") from None
@@ -256,7 +256,7 @@ class Supervisor:
             with suppress(FileNotFoundError, ConnectionRefusedError):
                 return await open_socket(str(self._places / (group + protocol.GROUP)), protocol.SOCKET)
         await self._want_zygote()
-        return await self._reach_zygote()
+        return await self._reach_zygote(protocol.SHIM_SOCKET)
 
     async def _created_before(self, name: str, id: str, request_id: str) -> int | None:
         """The pid an earlier call of this request made; None when nothing is left of it. ALREADY_EXISTS if alive."""

@@ -23,14 +23,14 @@ def leave_unit() -> None:
             if found == kind and (not controllers or controllers in options):
                 try:
                     os.makedirs(f"{point}/shoal", exist_ok=True)
-                    _move(f"{point}/shoal")
+                    _move(f"{point}/shoal", [os.getpid()])
                 except OSError as error:
                     sys.stderr.write(f"zygote: stays in {path}: {error}\n")
                 break
 
 
-def join(path: str) -> None:
-    """Moves this process to cgroup `path` of every hierarchy, made where it isn't there. FAILED_PRECONDITION if not."""
+def join(path: str, pids: list[int]) -> None:
+    """Moves processes to cgroup `path` of every hierarchy, made where it isn't there. FAILED_PRECONDITION if not."""
     if ".." in path.split("/"):
         raise ShimError("INVALID_ARGUMENT", f"shim cgroup {path}: must be a plain path")
     for point, _, options in _hierarchies():
@@ -39,9 +39,9 @@ def join(path: str) -> None:
             os.makedirs(directory, exist_ok=True)
             if "cpuset" in options:
                 _inherit_cpuset(point, path.strip("/"))
-            _move(directory)
+            _move(directory, pids)
         except OSError as error:
-            leave(path)
+            leave(path, pids)
             raise ShimError("FAILED_PRECONDITION", f"shim cgroup {directory}: {error.strerror}") from None
 
 
@@ -58,19 +58,20 @@ def _inherit_cpuset(point: str, path: str) -> None:
                     own.write(parent.read())
 
 
-def leave(path: str) -> None:
-    """Moves this process to the root again and removes cgroup `path` where nobody else is in it."""
+def leave(path: str, pids: list[int]) -> None:
+    """Moves processes to the root again and removes cgroup `path` where nobody else is in it."""
     for point, _, _ in _hierarchies():
         try:
-            _move(point)
+            _move(point, pids)
             os.rmdir(f"{point}/{path.strip('/')}")
         except OSError:
             pass  # another shim is in it
 
 
-def _move(directory: str) -> None:
-    with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as procs:
-        procs.write(str(os.getpid()))
+def _move(directory: str, pids: list[int]) -> None:
+    for pid in pids:
+        with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as procs:
+            procs.write(str(pid))
 
 
 def _hierarchies() -> list[tuple[str, str, list[str]]]:

@@ -8,7 +8,7 @@ import select
 import shutil
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from shoal_runtime.shim import mounts, protocol
@@ -17,6 +17,7 @@ from shoal_runtime.shim.oci import PID_FILE, OciRuntime
 from shoal_runtime.shim.oom import OomWatch
 from shoal_runtime.shim.process import Process
 from shoal_runtime.shim.protocol import ShimError
+from shoal_runtime.shim.reaper import Handover
 
 _ALL_GONE_SECONDS = 5.0
 _KILLED = 137
@@ -26,11 +27,11 @@ Done = Callable[["ShimError | None"], None]
 
 
 class Exec:
-    """A further process: `reply` is who still waits for it to be started."""
+    """A further process: `waiting` is who still waits for it to be started."""
 
-    def __init__(self, process: Process, request_id: str, reply: Reply) -> None:
+    def __init__(self, process: Process, request_id: str) -> None:
         self.process, self.request_id = process, request_id
-        self.waiting = [reply]
+        self.waiting: list[Reply] = []
 
 
 class Container:
@@ -52,7 +53,7 @@ class Container:
         self._connections: list[Connection] = []
         self._listener: socket.socket | None = None
         self._status = "creating"
-        self._oom: OomWatch | None = None
+        self._oom = OomWatch(loop, lambda kills: self._tell({"event": "oom", "kills": kills}))
         self._busy = False
         self._queue: list[Callable[[], None]] = []
         self._shares_pids, self._has_hooks = False, False
@@ -69,18 +70,65 @@ class Container:
         record = {
             key: self._request[key] for key in ("namespace", "id", "bundle", "runtime", "runtime_root", "request_id")
         }
-        protocol.write(beside, protocol.RECORD, record | {"pid": os.getpid(), "version": protocol.VERSION})
+        protocol.write(beside, protocol.RECORD, record | {"pid": os.getppid(), "version": protocol.VERSION})
         try:
             os.rename(beside, self._place)
         except OSError:
             listener.close()
             shutil.rmtree(beside)
             raise ShimError("ALREADY_EXISTS", f"container {self._id}: has a shim already") from None
-        self._listener = listener
-        serve(self._loop, listener, self._heard, self.connect, self._connections.remove)
+        self._listen(listener)
         first.give_to(self._heard, self._connections.remove)
         self.connect(first)
         self._create(lambda result: _answer(first, self._request.get("n", 0), result))
+
+    def _listen(self, listener: socket.socket) -> None:
+        self._listener = listener
+        serve(self._loop, listener, self._heard, self.connect, self._connections.remove)
+
+    # -------------------------------------------------------------------------------------------------------- handover
+
+    def leave_to(self, handover: Handover) -> dict[str, Any] | None:
+        """What `restored` makes the same of again, in another worker; None while something is under way."""
+        assert self._listener is not None
+        if self._busy or self._queue or self._launching:
+            return None
+        connections = [connection.leave_to(handover) for connection in self._connections]
+        processes = {id: entry.process.leave_to(handover) for id, entry in self._execs.items()}
+        init = self._init.leave_to(handover)
+        if init is None or None in connections or None in processes.values():
+            return None
+        return {
+            "place": self._place, "request": {k: v for k, v in self._request.items() if k != "rootfs"},
+            "status": self._status, "shares_pids": self._shares_pids, "has_hooks": self._has_hooks,
+            "listener": handover.keep(self._listener.fileno(), select.POLLIN), "connections": connections,
+            "oom": self._oom.leave_to(handover), "init": init,
+            "execs": {id: [entry.request_id, processes[id]] for id, entry in self._execs.items()},
+        }  # fmt: skip
+
+    @classmethod
+    def restored(
+        cls, loop: Loop, state: dict[str, Any], fds: Sequence[int], gone: Callable[[Container], None]
+    ) -> Container:
+        """The container as another worker left it."""
+        container = cls(loop, state["place"], state["request"], gone)
+        container._status = state["status"]
+        container._shares_pids, container._has_hooks = state["shares_pids"], state["has_hooks"]
+        container._init.restore(state["init"], fds)
+        for id, (request_id, process) in state["execs"].items():
+            entry = Exec(container._process(process["record"], process["stdio"]), request_id)
+            entry.process.restore(process, fds)
+            container._execs[id] = entry
+            if entry.process.exit is None:
+                container._watch_exec(id, entry.process)
+        if container._init.pid and container._init.exit is None:
+            container._init.watch(container._exited)
+        container._oom.restore(state["oom"], fds)
+        container._listen(socket.socket(fileno=fds[state["listener"]]))
+        for place in state["connections"]:
+            sock = socket.socket(fileno=fds[place])
+            container._connections.append(Connection(loop, sock, container._heard, container._connections.remove))
+        return container
 
     # ----------------------------------------------------------------------------------------------------- connections
 
@@ -92,7 +140,7 @@ class Container:
              "namespace": self._namespace, "id": self._id, "pid": self._init.pid,
              "status": self._status, "request_id": self._request["request_id"]}
         )  # fmt: skip
-        if self._oom is not None and self._oom.kills:
+        if self._oom.kills:
             connection.send({"event": "oom", "kills": self._oom.kills})
         for id, entry in self._execs.items():
             if entry.process.exit is not None:
@@ -226,7 +274,7 @@ class Container:
     def _follow(self) -> None:
         """Hears of the first process's end, and of OOM kills."""
         if self._init.pid:
-            self._oom = OomWatch(self._loop, self._init.pid, lambda kills: self._tell({"event": "oom", "kills": kills}))
+            self._oom.follow(self._init.pid)
             self._init.watch(self._exited)
 
     def _read_specification(self) -> None:
@@ -317,7 +365,8 @@ class Container:
         if self._status not in ("running", "created"):
             raise ShimError("FAILED_PRECONDITION", f"container {self._id} is {self._status}")
         record = f"{protocol.EXEC}{id}.json"
-        entry = Exec(self._process(record, message["stdio"]), request_id, reply)
+        entry = Exec(self._process(record, message["stdio"]), request_id)
+        entry.waiting.append(reply)
         self._execs[id] = entry
         description, pid_file = f"{self._bundle}/.exec-{id}.json", f"{self._bundle}/.exec-{id}.pid"
 
@@ -335,7 +384,7 @@ class Container:
             for waiting in entry.waiting:
                 waiting(error if error is not None else {"pid": entry.process.pid})
             if error is None:
-                entry.process.watch(lambda: self._tell({"event": "exit", "exec": id, **(entry.process.exit or {})}))
+                self._watch_exec(id, entry.process)
             self._next()
 
         self._launching += 1
@@ -344,6 +393,9 @@ class Container:
         entry.process.launch(
             lambda files, console, done: self._oci.exec(description, pid_file, files, console, done), pid_file, started
         )
+
+    def _watch_exec(self, id: str, process: Process) -> None:
+        process.watch(lambda: self._tell({"event": "exit", "exec": id, **(process.exit or {})}))
 
     # ------------------------------------------------------------------------------------------------ while it is there
 
@@ -500,7 +552,10 @@ class Container:
 
     def _kill_for_sure(self) -> None:
         if self._init.exit is None:
-            os.kill(self._init.pid, signal.SIGKILL)
+            try:
+                self._init.signal(signal.SIGKILL)
+            except ShimError:
+                pass  # it has just ended
 
     def _when_all_flushed(self, callback: Callable[[], None]) -> None:
         """Calls `callback` once every process has ended and its last words are with its client."""
@@ -520,8 +575,7 @@ class Container:
                 process.when_flushed(one_less)
 
     def _exited(self) -> None:
-        if self._oom is not None:
-            self._oom.look()  # what killed it is told before that it is dead
+        self._oom.look()  # what killed it is told before that it is dead
         self._status = "stopped"
         assert self._init.exit is not None
         self._tell({"event": "exit", **self._init.exit})
@@ -531,8 +585,7 @@ class Container:
 
     def _leave(self, answer: Callable[[], None]) -> None:
         """Removes the directory, then answers: whoever hears it finds nothing of this container any more."""
-        if self._oom is not None:
-            self._oom.close()
+        self._oom.close()
         shutil.rmtree(self._place, ignore_errors=True)
         answer()
         if self._listener is not None:

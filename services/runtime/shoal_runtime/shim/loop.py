@@ -1,7 +1,8 @@
-"""The shim's event loop: poll(2), child processes, and connections. A few functions instead of asyncio's 10 MiB."""
+"""The event loop of zygote and shims: poll(2), processes, connections. A few functions instead of asyncio's 10 MiB."""
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
 import select
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shoal_runtime.shim import protocol
+from shoal_runtime.shim.reaper import ENDED, Handover
 
 _CHUNK = 65536
 _MAX_OUTPUT = 64 * 1024
@@ -27,8 +29,10 @@ class Loop:
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._children: dict[int, Callable[[int], None]] = {}
+        self._own: set[int] = set()
         self._unclaimed: dict[int, int] = {}
         self._expected = 0
+        self._idle: tuple[float, Callable[[], None]] | None = None
         self.running = True
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._pipe = reader, writer
@@ -50,6 +54,23 @@ class Loop:
         """Watches `fd` no longer."""
         if self._callbacks.pop(fd, None) is not None:
             self._poll.unregister(fd)
+
+    def hear_of(self, reaper: _socket.socket) -> None:
+        """Takes from a reaper how processes ended that aren't our own children."""
+
+        def told(_: int) -> None:
+            while True:
+                try:
+                    pid, status = ENDED.unpack(reaper.recv(ENDED.size))
+                except BlockingIOError:
+                    return
+                self._settle(pid, status)
+
+        self.watch(reaper.fileno(), select.POLLIN, told)
+
+    def when_idle(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Calls `callback` whenever nothing has happened for `seconds`, no timer is set and no child of ours runs."""
+        self._idle = seconds, callback
 
     def after(self, seconds: float, callback: Callable[[], None]) -> None:
         """Calls `callback` once, in `seconds`."""
@@ -78,10 +99,15 @@ class Loop:
             timeout = None
             if self._timers:
                 timeout = max(0, int((min(t for t, _ in self._timers) - time.monotonic()) * 1000) + 1)
-            for fd, events in self._poll.poll(timeout):
+            elif self._idle is not None and not self._own and not self._expected:
+                timeout = int(self._idle[0] * 1000)
+            happened = self._poll.poll(timeout)
+            for fd, events in happened:
                 callback = self._callbacks.get(fd)
                 if callback is not None:
                     callback(events)
+            if not happened and not self._timers and self._idle is not None:
+                self._idle[1]()
             now = time.monotonic()
             due = [entry for entry in self._timers if entry[0] <= now]
             for entry in due:
@@ -96,7 +122,7 @@ class Loop:
         self.reap()
 
     def reap(self) -> None:
-        """Collects every child that has ended: our own, and the orphans a subreaper inherits."""
+        """Collects every child that has ended."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -104,12 +130,16 @@ class Loop:
                 return
             if pid == 0:
                 return
-            callback = self._children.pop(pid, None)
-            if callback is not None:
-                callback(status)
-            elif self._expected:
-                # An orphan, or a container's process that ended before its pid was told.
-                self._unclaimed[pid] = status
+            self._own.discard(pid)
+            self._settle(pid, status)
+
+    def _settle(self, pid: int, status: int) -> None:
+        callback = self._children.pop(pid, None)
+        if callback is not None:
+            callback(status)
+        elif self._expected:
+            # An orphan, or a container's process that ended before its pid was told.
+            self._unclaimed[pid] = status
 
     def spawn(
         self,
@@ -173,6 +203,7 @@ class Loop:
 
         if capture:
             self.watch(reader, select.POLLIN, read)
+        self._own.add(pid)
         self.claim(pid, ended)
         return pid
 
@@ -203,6 +234,12 @@ class Connection:
     ) -> None:
         """What comes from now on, and its end, are somebody else's."""
         self._heard, self._closed = heard, closed
+
+    def leave_to(self, handover: Handover) -> int | None:
+        """Its place in what is handed over; None while a message is on its way."""
+        if self._out or self._closing or not self._decoder.empty:
+            return None
+        return handover.keep(self._socket.fileno(), select.POLLIN)
 
     def close_when_sent(self) -> None:
         """Closes it as soon as the peer has taken what was sent."""

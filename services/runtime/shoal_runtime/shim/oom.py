@@ -8,18 +8,43 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from shoal_runtime.shim.loop import Loop
+from shoal_runtime.shim.reaper import Handover
 
 
 class OomWatch:
-    """Calls `told` with the number of OOM kills so far in the memory cgroup of `pid`, whenever that has risen."""
+    """Calls `told` with the number of OOM kills so far in a memory cgroup, whenever that has risen."""
 
-    def __init__(self, loop: Loop, pid: int, told: Callable[[int], None]) -> None:
+    def __init__(self, loop: Loop, told: Callable[[int], None]) -> None:
         self._loop, self._told = loop, told
         self.kills = 0
         self._file = self._event = -1
+
+    def leave_to(self, handover: Handover) -> dict[str, Any]:
+        """What `restore` takes."""
+        event = handover.keep(self._event, select.POLLIN) if self._event >= 0 else -1
+        unified = self._file >= 0 and self._event < 0
+        file = handover.keep(self._file, select.POLLPRI if unified else 0) if self._file >= 0 else -1
+        return {"kills": self.kills, "event": event, "file": file}
+
+    def restore(self, state: dict[str, Any], fds: Sequence[int]) -> None:
+        """Goes on where another worker stopped."""
+        self.kills = state["kills"]
+        self._event = fds[state["event"]] if state["event"] >= 0 else -1
+        self._file = fds[state["file"]] if state["file"] >= 0 else -1
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._event >= 0:
+            self._loop.watch(self._event, select.POLLIN, self._woken)
+        elif self._file >= 0:
+            self._loop.watch(self._file, select.POLLPRI, self._woken)
+
+    def follow(self, pid: int) -> None:
+        """Begins, with the memory cgroup that `pid` is in; where there is none, nothing is ever told."""
         try:
             directory, unified = _memory_cgroup(pid)
             if not directory:
@@ -27,7 +52,7 @@ class OomWatch:
             name = "memory.events" if unified else "memory.oom_control"
             self._file = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
             if unified:
-                loop.watch(self._file, select.POLLPRI, self._woken)
+                self._listen()
                 return
             self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             control = os.open(f"{directory}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
@@ -35,7 +60,7 @@ class OomWatch:
                 os.write(control, f"{self._event} {self._file}".encode())
             finally:
                 os.close(control)
-            loop.watch(self._event, select.POLLIN, self._woken)
+            self._listen()
         except OSError:
             self.close()  # no memory controller, or the process is gone already: nothing to hear
 

@@ -27,7 +27,8 @@ SOCKET, RECORD, INIT, EXIT = "sock", "shim.json", "init.json", "exit.json"
 EXEC, GROUP = "exec-", ".group"
 """What the record of an exec begins with (its pid, and then how it ended), and the directory of a group ends with."""
 
-ZYGOTE_SOCKET, ZYGOTE_LOCK = "zygote.sock", "zygote.lock"
+ZYGOTE_SOCKET, SHIM_SOCKET, ZYGOTE_LOCK = "zygote.sock", "new.sock", "zygote.lock"
+"""Where to connect as long as the zygote is wanted; where each connection is a new shim's; the zygote's own lock."""
 
 
 class ShimError(Exception):
@@ -52,6 +53,11 @@ class Decoder:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+
+    @property
+    def empty(self) -> bool:
+        """No part of a frame waits for its rest."""
+        return not self._buffer
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """The whole messages there are now. ValueError when the stream isn't made of frames."""

@@ -15,17 +15,18 @@ import socket
 import stat
 import struct
 import termios
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from shoal_runtime.shim.logger import Logger
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.protocol import ShimError
+from shoal_runtime.shim.reaper import Handover
 
 _CHUNK = 65536
 _BUFFERED = 1 << 20
-_LATE_READER_SECONDS = 0.05
+_LATE_READER_SECONDS, _LATEST_READER_SECONDS = 0.05, 1.0
 CONSOLE_SOCKET = "console.sock"
 
 
@@ -36,10 +37,26 @@ def _path(uri: str) -> str:
 class Streams:
     """The descriptors of one process without a terminal: `files` for the runtime, and the ends kept open."""
 
-    def __init__(self, stdio: dict[str, Any], logger: Logger | None) -> None:
+    def __init__(self) -> None:
         self.files: dict[int, int] = {}
         self._keepers: list[int] = []
         self._stdin_keeper = -1
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], fds: Sequence[int]) -> Self:
+        """The ends that another worker kept open."""
+        streams = cls()
+        streams._stdin_keeper = fds[state["stdin"]] if state["stdin"] >= 0 else -1
+        streams._keepers = [fds[place] for place in state["keepers"]]
+        return streams
+
+    def leave_to(self, handover: Handover) -> dict[str, Any]:
+        """What `restored` makes the same of again, once the runtime has its files."""
+        stdin = handover.keep(self._stdin_keeper) if self._stdin_keeper >= 0 else -1
+        return {"stdin": stdin, "keepers": [handover.keep(fd) for fd in self._keepers]}
+
+    def open(self, stdio: dict[str, Any], logger: Logger | None) -> None:
+        """Opens what the client gives. FAILED_PRECONDITION where that can't be."""
         try:
             self.files[0] = self._input(stdio.get("stdin", ""))
             if logger is not None:
@@ -103,9 +120,9 @@ class Streams:
             writer = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.close(fd)
             self._keepers.append(writer)
-        self._let_readers_finish(loop)
+        self._let_readers_finish(loop, _LATE_READER_SECONDS)
 
-    def _let_readers_finish(self, loop: Loop) -> None:
+    def _let_readers_finish(self, loop: Loop, pause: float) -> None:
         for fd in list(self._keepers):
             poll = select.poll()
             poll.register(fd, 0)
@@ -113,7 +130,8 @@ class Streams:
                 os.close(fd)
                 self._keepers.remove(fd)
         if self._keepers:
-            loop.after(_LATE_READER_SECONDS, lambda: self._let_readers_finish(loop))
+            longer = min(2 * pause, _LATEST_READER_SECONDS)
+            loop.after(pause, lambda: self._let_readers_finish(loop, longer))
 
     def close(self) -> None:
         """Lets go of everything."""
