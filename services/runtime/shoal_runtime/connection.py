@@ -110,6 +110,6 @@ class ShimConnection:
 
 async def open_socket(directory: str, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection to the socket `name` in `directory`. OSError when nobody listens there."""
-    connection: socket.socket = protocol.connect(directory, name)
+    connection = socket.socket(fileno=protocol.connect(directory, name).detach())
     connection.setblocking(False)
     return await asyncio.open_unix_connection(sock=connection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from shoal_runtime.shim import files
 from shoal_runtime.shim.protocol import ShimError
 
 
@@ -13,8 +14,7 @@ def leave_unit() -> None:
 
     Only the hierarchies that systemd itself uses say what belongs to a unit: its named one, and cgroup v2.
     """
-    with open("/proc/self/cgroup", encoding="ascii") as file:
-        entries = [line.rstrip("\n").split(":", 2) for line in file]
+    entries = [line.split(":", 2) for line in files.read("/proc/self/cgroup").decode().splitlines()]
     for _, controllers, path in entries:
         if controllers not in ("", "name=systemd") or not path.endswith((".service", ".scope")):
             continue
@@ -51,11 +51,8 @@ def _inherit_cpuset(point: str, path: str) -> None:
     for name in path.split("/"):
         above, directory = directory, f"{directory}/{name}"
         for file in ("cpuset.cpus", "cpuset.mems"):
-            with open(f"{directory}/{file}", "r+", encoding="ascii") as own:
-                if own.read().strip():
-                    continue
-                with open(f"{above}/{file}", encoding="ascii") as parent:
-                    own.write(parent.read())
+            if not files.read(f"{directory}/{file}").strip():
+                files.append(f"{directory}/{file}", files.read(f"{above}/{file}").decode())
 
 
 def leave(path: str, pids: list[int]) -> None:
@@ -70,16 +67,14 @@ def leave(path: str, pids: list[int]) -> None:
 
 def _move(directory: str, pids: list[int]) -> None:
     for pid in pids:
-        with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as procs:
-            procs.write(str(pid))
+        files.append(f"{directory}/cgroup.procs", str(pid))
 
 
 def _hierarchies() -> list[tuple[str, str, list[str]]]:
     """Mount point, kind and options of every cgroup hierarchy."""
     found = []
-    with open("/proc/self/mounts", encoding="utf-8") as file:
-        for line in file:
-            _, point, kind, options = line.split()[:4]
-            if kind in ("cgroup", "cgroup2"):
-                found.append((point, kind, options.split(",")))
+    for line in files.read("/proc/self/mounts").decode().splitlines():
+        _, point, kind, options = line.split()[:4]
+        if kind in ("cgroup", "cgroup2"):
+            found.append((point, kind, options.split(",")))
     return found

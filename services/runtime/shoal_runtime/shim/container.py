@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import _signal  # type: ignore[import-not-found]
+import _socket
 import os
 import select
-import shutil
-import signal
-import socket
-from collections.abc import Callable, Sequence
-from typing import Any
 
-from shoal_runtime.shim import mounts, protocol
+from shoal_runtime.shim import codec, files, mounts, protocol
 from shoal_runtime.shim.loop import Connection, Loop, serve
 from shoal_runtime.shim.oci import PID_FILE, OciRuntime
 from shoal_runtime.shim.oom import OomWatch
@@ -19,11 +15,17 @@ from shoal_runtime.shim.process import Process
 from shoal_runtime.shim.protocol import ShimError
 from shoal_runtime.shim.reaper import Handover
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    Done = Callable[["ShimError | None"], None]
+
+    Reply = Callable[["dict[str, Any] | ShimError"], None]
+
 _ALL_GONE_SECONDS = 5.0
 _KILLED = 137
-
-Reply = Callable[["dict[str, Any] | ShimError"], None]
-Done = Callable[["ShimError | None"], None]
 
 
 class Exec:
@@ -51,7 +53,7 @@ class Container:
         self._execs: dict[str, Exec] = {}
         self._launching = 0
         self._connections: list[Connection] = []
-        self._listener: socket.socket | None = None
+        self._listener: _socket.socket | None = None
         self._status = "creating"
         self._oom = OomWatch(loop, lambda kills: self._tell({"event": "oom", "kills": kills}))
         self._busy = False
@@ -75,14 +77,14 @@ class Container:
             os.rename(beside, self._place)
         except OSError:
             listener.close()
-            shutil.rmtree(beside)
+            files.remove(beside)
             raise ShimError("ALREADY_EXISTS", f"container {self._id}: has a shim already") from None
         self._listen(listener)
         first.give_to(self._heard, self._connections.remove)
         self.connect(first)
         self._create(lambda result: _answer(first, self._request.get("n", 0), result))
 
-    def _listen(self, listener: socket.socket) -> None:
+    def _listen(self, listener: _socket.socket) -> None:
         self._listener = listener
         serve(self._loop, listener, self._heard, self.connect, self._connections.remove)
 
@@ -124,9 +126,9 @@ class Container:
         if container._init.pid and container._init.exit is None:
             container._init.watch(container._exited)
         container._oom.restore(state["oom"], fds)
-        container._listen(socket.socket(fileno=fds[state["listener"]]))
+        container._listen(_socket.socket(fileno=fds[state["listener"]]))
         for place in state["connections"]:
-            sock = socket.socket(fileno=fds[place])
+            sock = _socket.socket(fileno=fds[place])
             container._connections.append(Connection(loop, sock, container._heard, container._connections.remove))
         return container
 
@@ -372,10 +374,7 @@ class Container:
 
         def started(error: ShimError | None) -> None:
             self._launching -= 1
-            try:
-                os.unlink(description)
-            except FileNotFoundError:
-                pass
+            files.unlink(description)
             if error is None:
                 protocol.write(self._place, record, {"pid": entry.process.pid})
             else:
@@ -388,8 +387,7 @@ class Container:
             self._next()
 
         self._launching += 1
-        with open(description, "w", encoding="utf-8") as file:
-            json.dump(message["process"], file)
+        files.write(description, codec.dumps(message["process"]))
         entry.process.launch(
             lambda files, console, done: self._oci.exec(description, pid_file, files, console, done), pid_file, started
         )
@@ -406,7 +404,7 @@ class Container:
             return
         process = self._process_of(message)
         process.signal(number)
-        if self._status == "paused" and number == signal.SIGKILL:
+        if self._status == "paused" and number == _signal.SIGKILL:
             # A frozen process of cgroup v1 dies only once it is thawed.
             self._resume(message, reply)
         else:
@@ -414,7 +412,7 @@ class Container:
 
     def _then_thaw(self, number: int, end: Done) -> Done:
         def killed(error: ShimError | None) -> None:
-            if error is None and self._status == "paused" and number == signal.SIGKILL:
+            if error is None and self._status == "paused" and number == _signal.SIGKILL:
                 self._oci.resume(self._turned("running", end))
             else:
                 end(error)
@@ -457,8 +455,7 @@ class Container:
         def update(end: Done) -> None:
             self._require("running", "created", "paused")
             path = f"{self._bundle}/.resources.json"
-            with open(path, "w", encoding="utf-8") as file:
-                json.dump(message["resources"], file)
+            files.write(path, codec.dumps(message["resources"]))
 
             def updated(error: ShimError | None) -> None:
                 os.unlink(path)
@@ -492,17 +489,14 @@ class Container:
             if not message.get("force"):
                 raise ShimError("FAILED_PRECONDITION", "is running", "kill it first")
             process.when_exited.append(lambda: self._forget_exec(id, process, reply))
-            self._kill({"exec": id, "signal": signal.SIGKILL}, lambda _: None)
+            self._kill({"exec": id, "signal": _signal.SIGKILL}, lambda _: None)
             return
         self._forget_exec(id, process, reply)
 
     def _forget_exec(self, id: str, process: Process, reply: Reply) -> None:
         def flushed() -> None:
             self._execs.pop(id, None)
-            try:
-                os.unlink(f"{self._place}/{protocol.EXEC}{id}.json")
-            except FileNotFoundError:
-                pass
+            files.unlink(f"{self._place}/{protocol.EXEC}{id}.json")
             reply({"exit": process.exit})
 
         process.when_flushed(flushed)
@@ -553,7 +547,7 @@ class Container:
     def _kill_for_sure(self) -> None:
         if self._init.exit is None:
             try:
-                self._init.signal(signal.SIGKILL)
+                self._init.signal(_signal.SIGKILL)
             except ShimError:
                 pass  # it has just ended
 
@@ -581,12 +575,12 @@ class Container:
         self._tell({"event": "exit", **self._init.exit})
         if self._shares_pids:
             # Nobody else ends what the first process left behind where the kernel doesn't.
-            self._exclusively(lambda _: None, lambda end: self._oci.kill(signal.SIGKILL, True, end))
+            self._exclusively(lambda _: None, lambda end: self._oci.kill(_signal.SIGKILL, True, end))
 
     def _leave(self, answer: Callable[[], None]) -> None:
         """Removes the directory, then answers: whoever hears it finds nothing of this container any more."""
         self._oom.close()
-        shutil.rmtree(self._place, ignore_errors=True)
+        files.remove(self._place)
         answer()
         if self._listener is not None:
             self._loop.forget(self._listener.fileno())

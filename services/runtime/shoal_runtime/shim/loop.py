@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import _socket
 import fcntl
 import os
 import select
-import signal
-import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from shoal_runtime.shim import protocol
 from shoal_runtime.shim.reaper import ENDED, Handover
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
 _CHUNK = 65536
 _MAX_OUTPUT = 64 * 1024
-_RESET = [signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXFSZ]
+_RESET = [_signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGXFSZ]
 """Signals that Python or we ignore or handle: a program we start has them as usual."""
 
 
@@ -36,12 +38,12 @@ class Loop:
         self.running = True
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._pipe = reader, writer
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
+        _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.watch(reader, select.POLLIN, self._child_signal)
 
     def close(self) -> None:
-        signal.set_wakeup_fd(-1)
+        _signal.set_wakeup_fd(-1)
         for fd in self._pipe:
             os.close(fd)
 
@@ -214,7 +216,7 @@ class Connection:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        sock: _socket.socket,
         heard: Callable[[Connection, dict[str, Any]], None],
         closed: Callable[[Connection], None],
     ) -> None:
@@ -274,7 +276,7 @@ class Connection:
     def _flush(self) -> None:
         while self._out and self._socket.fileno() >= 0:
             try:
-                sent = self._socket.send(self._out, socket.MSG_NOSIGNAL)
+                sent = self._socket.send(self._out, _socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 break
             except OSError:
@@ -290,7 +292,7 @@ class Connection:
 
 def serve(
     loop: Loop,
-    listener: socket.socket,
+    listener: _socket.socket,
     heard: Callable[[Connection, dict[str, Any]], None],
     accepted: Callable[[Connection], None],
     closed: Callable[[Connection], None],
@@ -299,7 +301,7 @@ def serve(
 
     def accept(_: int) -> None:
         try:
-            sock, _address = listener.accept()
+            sock = protocol.accept(listener)
         except (BlockingIOError, ConnectionAbortedError):
             return
         if peer_is_root(sock):
@@ -310,7 +312,7 @@ def serve(
     loop.watch(listener.fileno(), select.POLLIN, accept)
 
 
-def peer_is_root(sock: socket.socket) -> bool:
+def peer_is_root(sock: _socket.socket) -> bool:
     """Whether whoever connected is root (unix(7), SO_PEERCRED)."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
     return int.from_bytes(credentials[4:8], "little") == 0

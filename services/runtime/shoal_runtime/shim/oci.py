@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from shoal_runtime.shim import codec
+from shoal_runtime.shim.files import read
+from shoal_runtime.shim.files import unlink as remove
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.protocol import ShimError
 
-PID_FILE = "init.pid"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
-Done = Callable[["ShimError | None"], None]
+    Done = Callable[["ShimError | None"], None]
+
+PID_FILE = "init.pid"
 
 
 class OciRuntime:
@@ -94,10 +99,7 @@ class OciRuntime:
         def ended(status: int, output: str) -> None:
             code = os.waitstatus_to_exitcode(status)
             error = None if code == 0 else self._error(arguments[0], code, _logged(log) or output)
-            try:
-                os.unlink(log)
-            except FileNotFoundError:
-                pass
+            remove(log)
             done(error)
 
         try:
@@ -125,15 +127,14 @@ def _logged(log: str) -> str:
     """The last error in a runtime's log."""
     found = ""
     try:
-        with open(log, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    found = line.strip() or found
-                    continue
-                if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
-                    found = str(entry.get("msg", ""))
+        for line in read(log).splitlines():
+            try:
+                entry = codec.loads(line)
+            except ValueError:
+                found = line.decode(errors="replace").strip() or found
+                continue
+            if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
+                found = str(entry.get("msg", ""))
     except FileNotFoundError:
         return ""
     return found

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable, Sequence
-from typing import Any
 
+from shoal_runtime.shim import files
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.reaper import Handover
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 
 class OomWatch:
@@ -99,18 +103,16 @@ class OomWatch:
 def _memory_cgroup(pid: int) -> tuple[str, bool]:
     """The directory of a process's memory cgroup, and whether it is cgroup v2's; empty where there is none."""
     paths: dict[str, str] = {}
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-        for line in file:
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            for controller in controllers.split(","):
-                paths[controller] = path
+    for line in files.read(f"/proc/{pid}/cgroup").decode().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            paths[controller] = path
     unified = "memory" not in paths
     path = paths.get("" if unified else "memory", "")
-    with open("/proc/self/mounts", encoding="utf-8") as file:
-        for line in file:
-            _, point, kind, options = line.split()[:4]
-            if (kind == "cgroup2" and unified) or (kind == "cgroup" and not unified and "memory" in options.split(",")):
-                directory = point + path
-                if path not in ("", "/") and os.path.exists(f"{directory}/memory.events" if unified else directory):
-                    return directory, unified
+    for line in files.read("/proc/self/mounts").decode().splitlines():
+        _, point, kind, options = line.split()[:4]
+        if (kind == "cgroup2" and unified) or (kind == "cgroup" and not unified and "memory" in options.split(",")):
+            directory = point + path
+            if path not in ("", "/") and os.path.exists(f"{directory}/memory.events" if unified else directory):
+                return directory, unified
     return "", unified

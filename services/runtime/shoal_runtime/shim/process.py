@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
-import signal
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
 
-from shoal_runtime.shim import protocol
+from shoal_runtime.shim import files, protocol
 from shoal_runtime.shim.logger import Logger
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.protocol import ShimError
 from shoal_runtime.shim.reaper import Handover
 from shoal_runtime.shim.stdio import ConsoleSocket, Streams, Terminal
 
-_FLUSH_SECONDS = 2.0
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
-Done = Callable[["ShimError | None"], None]
+    Done = Callable[["ShimError | None"], None]
+
+_FLUSH_SECONDS = 2.0
 
 
 class Process:
@@ -45,8 +48,7 @@ class Process:
             try:
                 if error is not None:
                     raise error
-                with open(pid_file, encoding="ascii") as file:
-                    self.pid = int(file.read())
+                self.pid = int(files.read(pid_file))
                 os.unlink(pid_file)
                 self._open_pidfd()
                 if self._console is not None and self._terminal is not None:
@@ -133,7 +135,7 @@ class Process:
         try:
             if self._pidfd < 0:
                 raise ProcessLookupError
-            signal.pidfd_send_signal(self._pidfd, number)
+            _signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             raise ShimError("NOT_FOUND", "the process has finished") from None
 

@@ -20,7 +20,10 @@ import ctypes
 import os
 import select
 import struct
-from collections.abc import Callable, Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 ENDED = struct.Struct("ii")
 """What the reaper writes to its worker: a pid, and its wait status."""

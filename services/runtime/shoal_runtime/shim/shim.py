@@ -6,18 +6,20 @@ socket, under its own id. Whoever wants one more in the group asks on the group'
 
 from __future__ import annotations
 
+import _socket
 import marshal
 import os
 import select
-import shutil
-import socket
-from typing import Any
 
-from shoal_runtime.shim import cgroups, protocol
+from shoal_runtime.shim import cgroups, files, protocol
 from shoal_runtime.shim.container import Container
 from shoal_runtime.shim.loop import Connection, Loop, peer_is_root, serve
 from shoal_runtime.shim.protocol import ShimError
 from shoal_runtime.shim.reaper import IDLE_STATUS, Handover, Worker, reap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 IDLE_SECONDS = 1.0
 """A worker without work for so long ends; its reaper begins another one when there is some."""
@@ -35,7 +37,7 @@ def supervise(directory: str, sock: int) -> int:
             if worker.state:
                 shim.restore(marshal.loads(worker.state), worker.fds)  # noqa: S302 (this very program wrote it)
             else:
-                shim.begin(socket.socket(fileno=worker.fds[0]))
+                shim.begin(_socket.socket(fileno=worker.fds[0]))
             return shim.run()
         except BaseException:  # noqa: BLE001 (a forked child: whatever it is, it ends here)
             return 1
@@ -53,7 +55,7 @@ class Shim:
         self._loop.when_idle(IDLE_SECONDS, self._hand_over)
         self._containers: list[Container] = []
         self._group = self._cgroup = ""
-        self._listener: socket.socket | None = None
+        self._listener: _socket.socket | None = None
         self._status = 0
 
     def run(self) -> int:
@@ -63,7 +65,7 @@ class Shim:
             cgroups.leave(self._cgroup, [os.getppid(), os.getpid()])
         return self._status
 
-    def begin(self, sock: socket.socket) -> None:
+    def begin(self, sock: _socket.socket) -> None:
         """Hears on `sock` which container to make first."""
         if peer_is_root(sock):
             Connection(self._loop, sock, self._asked_first, self._unasked)
@@ -96,7 +98,7 @@ class Shim:
         for container in state["containers"]:
             self._containers.append(Container.restored(self._loop, container, fds, self._gone))
         if state["group"]:
-            self._listen(state["group"], socket.socket(fileno=fds[state["listener"]]))
+            self._listen(state["group"], _socket.socket(fileno=fds[state["listener"]]))
 
     def _hand_over(self) -> None:
         handover = Handover()
@@ -113,11 +115,11 @@ class Shim:
         beside = f"{group}.{os.getpid()}"
         os.mkdir(beside, 0o700)
         listener = protocol.listen(beside, protocol.SOCKET)
-        shutil.rmtree(group, ignore_errors=True)  # of a shim that died: whoever asks holds the group's lock
+        files.remove(group)  # of a shim that died: whoever asks holds the group's lock
         os.rename(beside, group)
         self._listen(group, listener)
 
-    def _listen(self, group: str, listener: socket.socket) -> None:
+    def _listen(self, group: str, listener: _socket.socket) -> None:
         self._group, self._listener = group, listener
         serve(self._loop, listener, self._asked, _ignored, _ignored)
 
@@ -142,7 +144,7 @@ class Shim:
         if self._listener is not None:
             self._loop.forget(self._listener.fileno())
             self._listener.close()
-            shutil.rmtree(self._group, ignore_errors=True)
+            files.remove(self._group)
         self._loop.running = False
 
 

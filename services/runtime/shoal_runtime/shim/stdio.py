@@ -6,32 +6,38 @@ late (or comes again) misses nothing that fits the pipe, and end of file comes w
 
 from __future__ import annotations
 
-import array
+import _socket
 import errno
 import fcntl
 import os
 import select
-import socket
 import stat
 import struct
 import termios
-from collections.abc import Callable, Sequence
-from typing import Any, Self
-from urllib.parse import unquote, urlsplit
 
 from shoal_runtime.shim.logger import Logger
 from shoal_runtime.shim.loop import Loop
-from shoal_runtime.shim.protocol import ShimError
+from shoal_runtime.shim.protocol import ShimError, accept
 from shoal_runtime.shim.reaper import Handover
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, Self
+
 _CHUNK = 65536
+_FD = struct.Struct("i")
 _BUFFERED = 1 << 20
 _LATE_READER_SECONDS, _LATEST_READER_SECONDS = 0.05, 1.0
 CONSOLE_SOCKET = "console.sock"
 
 
 def _path(uri: str) -> str:
-    return unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
+    if not uri.startswith("file://"):
+        return uri
+    from urllib.parse import unquote, urlsplit  # only where it is needed: half a mebibyte
+
+    return unquote(urlsplit(uri).path)
 
 
 class Streams:
@@ -147,7 +153,7 @@ class ConsoleSocket:
 
     def __init__(self, directory: str) -> None:
         self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
             self._listener.bind(f"/proc/self/fd/{self._directory}/{CONSOLE_SOCKET}")
             self._listener.listen(1)
@@ -161,17 +167,18 @@ class ConsoleSocket:
     def receive(self) -> int:
         """The master's descriptor, once the runtime has been there."""
         try:
-            peer, _ = self._listener.accept()
+            peer = accept(self._listener)
         except BlockingIOError:
             raise ShimError("FAILED_PRECONDITION", "the OCI runtime sent no terminal") from None
-        with peer:
+        try:
             peer.settimeout(5)
-            _, ancillary, _, _ = peer.recvmsg(4096, socket.CMSG_SPACE(array.array("i", [0]).itemsize))
+            _, ancillary, _, _ = peer.recvmsg(4096, _socket.CMSG_SPACE(_FD.size), _socket.MSG_CMSG_CLOEXEC)
             for level, kind, data in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    master = array.array("i", data[: array.array("i").itemsize])[0]
-                    os.set_inheritable(master, False)
-                    return master
+                if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                    (master,) = _FD.unpack_from(data)
+                    return int(master)
+        finally:
+            peer.close()
         raise ShimError("FAILED_PRECONDITION", "the OCI runtime sent no terminal")
 
     def close(self) -> None:

@@ -8,13 +8,13 @@ it leaves when nobody does and its last shim is gone, and one that died is simpl
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
+import _socket
 import ctypes
 import fcntl
 import gc
 import os
 import select
-import signal
-import socket
 import sys
 
 from shoal_runtime.shim import cgroups, protocol
@@ -60,9 +60,9 @@ def main(directory: str) -> None:
         os.dup2(null, fd)
     os.close(null)
     os.chdir("/")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
     # What a killed shim leaves comes to us, and ends without our doing.
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     name_process("shoal-zygote")
@@ -84,9 +84,9 @@ class Zygote:
     asked for is read by the shim's worker, and what ends is reaped by the kernel (SIGCHLD is ignored).
     """
 
-    def __init__(self, directory: str, wanted: socket.socket, shims: socket.socket) -> None:
+    def __init__(self, directory: str, wanted: _socket.socket, shims: _socket.socket) -> None:
         self._directory, self._wanted_at, self._shims_at = directory, wanted, shims
-        self._wanted: dict[int, socket.socket] = {}
+        self._wanted: dict[int, _socket.socket] = {}
         self._poll = select.poll()
 
     def serve(self) -> None:
@@ -123,7 +123,7 @@ class Zygote:
             self._wanted.pop(fd).close()
             return
         try:
-            sock, _address = self._wanted_at.accept()
+            sock = protocol.accept(self._wanted_at)
         except (BlockingIOError, ConnectionAbortedError):
             return
         if peer_is_root(sock):
@@ -134,7 +134,7 @@ class Zygote:
 
     def _fork(self) -> None:
         try:
-            sock, _address = self._shims_at._accept()  # type: ignore[attr-defined]  # a number, and no object
+            sock, _address = self._shims_at._accept()  # type: ignore[attr-defined]  # a number is less to write to than an object
         except (BlockingIOError, ConnectionAbortedError):
             return
         if os.fork():
