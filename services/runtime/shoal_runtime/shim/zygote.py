@@ -63,11 +63,12 @@ def main(directory: str) -> None:
     _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
-    # What a killed shim leaves comes to us, and ends without our doing.
+    # What a killed shim leaves comes to us.
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     name_process("shoal-zygote")
     cgroups.leave_unit()
     rehearse()
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # the kernel reaps shims, and what killed ones leave
     shims, wanted = listeners
     Zygote(directory, wanted, shims).serve()
 
