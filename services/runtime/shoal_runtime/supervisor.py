@@ -30,7 +30,8 @@ from shoal_bus.locks import Locks
 from shoal_bus.types import Mount, Stdio
 
 from shoal_runtime.connection import CALL_SECONDS, ShimConnection, open_socket
-from shoal_runtime.shim import protocol, zygote
+from shoal_runtime.grace import GracePeriod
+from shoal_runtime.shim import protocol, specification, zygote
 from shoal_runtime.takedown import KILLED, remove_container
 
 log = structlog.get_logger(__name__)
@@ -86,6 +87,7 @@ class Supervisor:
         self._starting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._grace_period = GracePeriod()
 
     # -------------------------------------------------------------------------------------------------- start and stop
 
@@ -111,6 +113,7 @@ class Supervisor:
             await shim.close()
         if self._zygote is not None:
             self._zygote.close()
+        await self._grace_period.close()
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)
@@ -212,6 +215,7 @@ class Supervisor:
         name = place_of(namespace, id)
         if (self._places / name).exists() and (pid := await self._created_before(name, id, request_id)) is not None:
             return pid
+        self._grace_period.begin()
         options = options or {}
         runtime = options.get("binary_name") or runtime
         binary = shutil.which(runtime)
@@ -225,6 +229,7 @@ class Supervisor:
             "runtime": binary, "runtime_root": str(root), "rootfs": [mount.model_dump() for mount in rootfs],
             "stdio": stdio.model_dump(), "request_id": request_id, "options": options, "checkpoint": checkpoint,
             "group": place_of(namespace, f"group/{group}") if group else "",
+            "facts": specification.facts(protocol.read_json(str(bundle), "config.json") or {}),
         }  # fmt: skip
         if not group:
             return await self._create(name, id, request)
@@ -283,6 +288,7 @@ class Supervisor:
         self, namespace: str, id: str, exec_id: str, *, process: dict[str, Any], stdio: Stdio, request_id: str
     ) -> int:
         """Starts a further process in a container; its pid. The same request again gets the same answer."""
+        self._grace_period.begin()
         request = {
             "op": "exec", "exec": exec_id, "process": process, "stdio": stdio.model_dump(), "request_id": request_id,
         }  # fmt: skip

@@ -65,6 +65,76 @@ def leave(path: str, pids: list[int]) -> None:
             pass  # another shim is in it
 
 
+def of(pid: int) -> list[tuple[str, list[str]]]:
+    """The cgroups a process is in, those apart that we are in ourselves: their directories, each with its controllers.
+
+    That of cgroup v2 has none here, whatever is enabled in it.
+    """
+    ours, theirs = _paths("self"), _paths(str(pid))
+    found = []
+    for controllers, path in theirs.items():
+        names = [name for name in controllers.split(",") if name]
+        point = _point_of(names)
+        if point and path not in ("/", ours.get(controllers)):
+            found.append((point + path, names))
+    return found
+
+
+def of_this_process() -> list[str]:
+    """The directories of the cgroups that this process is in."""
+    found = []
+    for controllers, path in _paths("self").items():
+        point = _point_of([name for name in controllers.split(",") if name])
+        if point and os.path.isdir(point + path):
+            found.append(point + path)
+    return found
+
+
+def remove(directory: str) -> bool:
+    """Removes a cgroup without processes, with those below it; whether it is gone."""
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return True
+    except OSError:  # there are some below it, or processes in it
+        try:
+            for name in os.listdir(directory):
+                if os.path.isdir(f"{directory}/{name}"):
+                    remove(f"{directory}/{name}")
+            os.rmdir(directory)
+        except OSError:
+            return False
+    return True
+
+
+def _paths(pid: str) -> dict[str, str]:
+    """By the controllers of each hierarchy, as one field, where in it a process is (cgroups(7), /proc/pid/cgroup)."""
+    lines = files.read(f"/proc/{pid}/cgroup").decode().splitlines()
+    return {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
+
+
+def _point_of(controllers: list[str]) -> str:
+    """Where the hierarchy of these controllers is mounted, cgroup v2's for none; empty when it isn't."""
+    for again in (False, True):
+        if again or not _known:
+            _known[:] = _hierarchies()
+        for point, kind, options in _known:
+            if (kind == "cgroup" and controllers and all(name in options for name in controllers)) or (
+                kind == "cgroup2" and not controllers
+            ):
+                return point
+    return ""
+
+
+_known: list[tuple[str, str, list[str]]] = []
+"""The hierarchies, as they were last looked up: the zygote does so once for all shims (`prepare`)."""
+
+
+def prepare() -> None:
+    """Looks up the hierarchies, for everybody who is forked from here on."""
+    _known[:] = _hierarchies()
+
+
 def _move(directory: str, pids: list[int]) -> None:
     for pid in pids:
         files.append(f"{directory}/cgroup.procs", str(pid))

@@ -7,7 +7,7 @@ import _socket
 import os
 import select
 
-from shoal_runtime.shim import codec, files, mounts, protocol
+from shoal_runtime.shim import cgroups, codec, files, mounts, protocol, specification
 from shoal_runtime.shim.loop import Connection, Loop, serve
 from shoal_runtime.shim.oci import PID_FILE, OciRuntime
 from shoal_runtime.shim.oom import OomWatch
@@ -58,7 +58,8 @@ class Container:
         self._oom = OomWatch(loop, lambda kills: self._tell({"event": "oom", "kills": kills}))
         self._busy = False
         self._queue: list[Callable[[], None]] = []
-        self._shares_pids, self._has_hooks = False, False
+        self._facts = request.get("facts") or specification.facts(protocol.read_json(self._bundle, "config.json") or {})
+        self._cgroups: list[str] = []
 
     def _process(self, record: str, stdio: dict[str, Any]) -> Process:
         names = {"CONTAINER_ID": self._id, "CONTAINER_NAMESPACE": self._namespace}
@@ -102,7 +103,7 @@ class Container:
             return None
         return {
             "place": self._place, "request": {k: v for k, v in self._request.items() if k != "rootfs"},
-            "status": self._status, "shares_pids": self._shares_pids, "has_hooks": self._has_hooks,
+            "status": self._status, "cgroups": self._cgroups,
             "listener": handover.keep(self._listener.fileno(), select.POLLIN), "connections": connections,
             "oom": self._oom.leave_to(handover), "init": init,
             "execs": {id: [entry.request_id, processes[id]] for id, entry in self._execs.items()},
@@ -115,7 +116,7 @@ class Container:
         """The container as another worker left it."""
         container = cls(loop, state["place"], state["request"], gone)
         container._status = state["status"]
-        container._shares_pids, container._has_hooks = state["shares_pids"], state["has_hooks"]
+        container._cgroups = state["cgroups"]
         container._init.restore(state["init"], fds)
         for id, (request_id, process) in state["execs"].items():
             entry = Exec(container._process(process["record"], process["stdio"]), request_id)
@@ -247,7 +248,6 @@ class Container:
 
         self._busy = True
         try:
-            self._read_specification()
             os.makedirs(self._rootfs, exist_ok=True)
             mounts.mount_all(self._request["rootfs"], self._rootfs)
         except (ShimError, OSError) as problem:
@@ -276,15 +276,10 @@ class Container:
     def _follow(self) -> None:
         """Hears of the first process's end, and of OOM kills."""
         if self._init.pid:
-            self._oom.follow(self._init.pid)
+            found = cgroups.of(self._init.pid)
+            self._cgroups = [directory for directory, _ in found]
+            self._oom.follow(found)
             self._init.watch(self._exited)
-
-    def _read_specification(self) -> None:
-        """What of the OCI specification matters here."""
-        spec = protocol.read_json(self._bundle, "config.json") or {}
-        namespaces = (spec.get("linux") or {}).get("namespaces") or []
-        self._shares_pids = not any(n.get("type") == "pid" and not n.get("path") for n in namespaces)
-        self._has_hooks = bool((spec.get("hooks") or {}).get("poststart"))
 
     def _state(self, message: dict[str, Any], reply: Reply) -> None:
         process = self._process_of(message)
@@ -314,7 +309,7 @@ class Container:
                     f"{self._bundle}/{PID_FILE}",
                     self._recorded(restored),
                 )
-            elif self._oci.is_runc and not self._has_hooks and os.path.exists(self._oci.exec_fifo):
+            elif self._oci.is_runc and "poststart" not in self._facts["hooks"] and os.path.exists(self._oci.exec_fifo):
                 self._start_by_fifo(done)
             else:
                 self._oci.start(done)
@@ -525,12 +520,24 @@ class Container:
                 exit = self._init.exit
                 self._leave(lambda: reply({"exit": exit}))
 
-            self._oci.delete(self._init.exit is None, deleted)
+            if self._init.exit is not None and self._forget():
+                deleted(None)
+            else:
+                self._oci.delete(self._init.exit is None, deleted)
 
         def ended(result: dict[str, Any] | ShimError) -> None:
             reply(result)
 
         self._exclusively(ended, delete)
+
+    def _forget(self) -> bool:
+        """What runc's `delete` does with a stopped container, without starting runc; whether nothing is left of it.
+
+        Only where no process can be left, nothing is to be run, and nothing else is to be undone.
+        """
+        facts = self._facts
+        simple = facts["own_pids"] and "poststop" not in facts["hooks"] and not facts["rdt"]
+        return simple and self._oci.is_runc and self._oci.forget(self._cgroups)
 
     def _again(self, work: Callable[[Done], None], end: Done) -> None:
         self._busy = True
@@ -573,7 +580,7 @@ class Container:
         self._status = "stopped"
         assert self._init.exit is not None
         self._tell({"event": "exit", **self._init.exit})
-        if self._shares_pids:
+        if not self._facts["own_pids"]:
             # Nobody else ends what the first process left behind where the kernel doesn't.
             self._exclusively(lambda _: None, lambda end: self._oci.kill(_signal.SIGKILL, True, end))
 

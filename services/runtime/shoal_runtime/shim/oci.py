@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 
-from shoal_runtime.shim import codec
-from shoal_runtime.shim.files import read
-from shoal_runtime.shim.files import unlink as remove
+from shoal_runtime.shim import cgroups, codec
+from shoal_runtime.shim.files import read, remove, unlink
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.protocol import ShimError
 
@@ -90,6 +89,14 @@ class OciRuntime:
         """Removes what the runtime keeps of the container, its cgroups included."""
         self._run(["delete", *(["--force"] if force else []), self._id], done)
 
+    def forget(self, directories: Sequence[str]) -> bool:
+        """Removes a stopped container's cgroups and runc's record of it, as `delete` does; whether all is gone."""
+        record = f"{self._root}/{self._id}"
+        if self._options.get("systemd_cgroup") or not directories or not all(cgroups.remove(d) for d in directories):
+            return False
+        remove(record)
+        return not os.path.exists(record)
+
     def _run(self, arguments: list[str], done: Done, files: Mapping[int, int] | None = None) -> None:
         self._runs += 1
         log = f"{self._bundle}/runtime-{self._runs}.log"
@@ -99,7 +106,7 @@ class OciRuntime:
         def ended(status: int, output: str) -> None:
             code = os.waitstatus_to_exitcode(status)
             error = None if code == 0 else self._error(arguments[0], code, _logged(log) or output)
-            remove(log)
+            unlink(log)
             done(error)
 
         try:

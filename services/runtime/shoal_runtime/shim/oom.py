@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 
-from shoal_runtime.shim import files
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.reaper import Handover
 
@@ -47,10 +46,10 @@ class OomWatch:
         elif self._file >= 0:
             self._loop.watch(self._file, select.POLLPRI, self._woken)
 
-    def follow(self, pid: int) -> None:
-        """Begins, with the memory cgroup that `pid` is in; where there is none, nothing is ever told."""
+    def follow(self, found: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """Begins, with the memory cgroup among those of a process (`cgroups.of`); without one nothing is told."""
         try:
-            directory, unified = _memory_cgroup(pid)
+            directory, unified = _of_memory(found)
             if not directory:
                 return
             name = "memory.events" if unified else "memory.oom_control"
@@ -100,19 +99,12 @@ class OomWatch:
                 setattr(self, name, -1)
 
 
-def _memory_cgroup(pid: int) -> tuple[str, bool]:
-    """The directory of a process's memory cgroup, and whether it is cgroup v2's; empty where there is none."""
-    paths: dict[str, str] = {}
-    for line in files.read(f"/proc/{pid}/cgroup").decode().splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            paths[controller] = path
-    unified = "memory" not in paths
-    path = paths.get("" if unified else "memory", "")
-    for line in files.read("/proc/self/mounts").decode().splitlines():
-        _, point, kind, options = line.split()[:4]
-        if (kind == "cgroup2" and unified) or (kind == "cgroup" and not unified and "memory" in options.split(",")):
-            directory = point + path
-            if path not in ("", "/") and os.path.exists(f"{directory}/memory.events" if unified else directory):
-                return directory, unified
-    return "", unified
+def _of_memory(found: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, bool]:
+    """The directory of the memory cgroup, and whether it is cgroup v2's; empty where there is none."""
+    for directory, controllers in found:
+        if "memory" in controllers:
+            return directory, False
+    for directory, controllers in found:
+        if not controllers and os.path.exists(f"{directory}/memory.events"):
+            return directory, True
+    return "", False

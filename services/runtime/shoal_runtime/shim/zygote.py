@@ -67,6 +67,7 @@ def main(directory: str) -> None:
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     name_process("shoal-zygote")
     cgroups.leave_unit()
+    cgroups.prepare()
     rehearse()
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # the kernel reaps shims, and what killed ones leave
     shims, wanted = listeners
