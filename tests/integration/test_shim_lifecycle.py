@@ -302,7 +302,10 @@ async def test_a_shim_killed_while_the_service_was_away_is_found(host: Host) -> 
     await host.run("doomed", ["sleep", "60"])
     shim = host.shim_pid("doomed")
     await host.supervisor.close()
+    processes = [shim, *(child.pid for child in psutil.Process(shim).children() if "shoal-worker" in child.name())]
     os.kill(shim, signal.SIGKILL)
+    while any(lives(process) for process in processes):
+        await asyncio.sleep(0.01)
     found = await host.restart()
     assert [(f.id, f.status) for f in found] == [("doomed", "dead")]
     assert (await host.exit_of("doomed")).exit_status == 137
