@@ -10,12 +10,12 @@ import asyncio
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from shoal_bus.errors import (
@@ -35,6 +35,8 @@ from shoal_runtime.shim import protocol, specification, zygote
 from shoal_runtime.takedown import KILLED, remove_container
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 START_SECONDS = 10.0
 _WATCH_SECONDS = 1.0
@@ -158,7 +160,7 @@ class Supervisor:
         async with self._starting:
             if self._zygote is not None and not self._zygote.is_closing():
                 return
-            reader, self._zygote = await self._reach_zygote(protocol.ZYGOTE_SOCKET)
+            reader, self._zygote = await self._reach_zygote(self._connect_to_zygote)
             self._spawn(self._hear_zygote(reader))
 
     async def _hear_zygote(self, reader: asyncio.StreamReader) -> None:
@@ -172,11 +174,15 @@ class Supervisor:
             log.warning("zygote.lost")
             await self._want_zygote()
 
-    async def _reach_zygote(self, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect_to_zygote(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(sock=open_socket(str(self._state), protocol.ZYGOTE_SOCKET))
+
+    async def _reach_zygote(self, connect: Callable[[], Awaitable[T]]) -> T:
+        """What `connect` does at one of its sockets; the zygote is started where nobody listens."""
         ends = time.monotonic() + START_SECONDS
         while True:
             try:
-                return await open_socket(str(self._state), name)
+                return await connect()
             except (FileNotFoundError, ConnectionRefusedError):
                 if time.monotonic() > ends:
                     raise Unavailable("the zygote doesn't start", hint="see the runtime service's log") from None
@@ -237,9 +243,8 @@ class Supervisor:
             return await self._create(name, id, request)
 
     async def _create(self, name: str, id: str, request: dict[str, Any]) -> int:
-        reader, writer = await self._reach_maker(request["group"])
+        shim = await self._reach_maker(name, request["group"])
         request_id = request["request_id"]
-        shim = ShimConnection(self, name, reader, writer)
         self._shims[name] = shim
         try:
             reply = await shim.ask(request)
@@ -255,13 +260,15 @@ class Supervisor:
             raise
         return int(reply["pid"])
 
-    async def _reach_maker(self, group: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _reach_maker(self, name: str, group: str) -> ShimConnection:
         """Who makes a container: the shim of its group where there is one, or the zygote."""
         if group:
             with suppress(FileNotFoundError, ConnectionRefusedError):
-                return await open_socket(str(self._places / (group + protocol.GROUP)), protocol.SOCKET)
+                place = str(self._places / (group + protocol.GROUP))
+                return await ShimConnection.connect(self, name, place, protocol.SOCKET)
         await self._want_zygote()
-        return await self._reach_zygote(protocol.SHIM_SOCKET)
+        state = str(self._state)
+        return await self._reach_zygote(lambda: ShimConnection.connect(self, name, state, protocol.SHIM_SOCKET))
 
     async def _created_before(self, name: str, id: str, request_id: str) -> int | None:
         """The pid an earlier call of this request made; None when nothing is left of it. ALREADY_EXISTS if alive."""
@@ -352,6 +359,9 @@ class Supervisor:
         return record
 
     async def _sweep(self, name: str) -> None:
+        """Removes what a dead shim left in its place, if anything."""
+        if not (self._places / name).exists():
+            return
         await asyncio.to_thread(shutil.rmtree, self._places / name, True)
 
     async def _ask(self, namespace: str, id: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -372,13 +382,12 @@ class Supervisor:
         if shim is not None and not shim.closed:
             await shim.greeted()
             return shim
-        reader, writer = await open_socket(str(self._places / name), protocol.SOCKET)
+        shim = await ShimConnection.connect(self, name, str(self._places / name), protocol.SOCKET)
         again = self._shims.get(name)
         if again is not None and not again.closed:
-            writer.close()
+            await shim.close()
             await again.greeted()
             return again
-        shim = ShimConnection(self, name, reader, writer)
         self._shims[name] = shim
         await shim.greeted()
         return shim
