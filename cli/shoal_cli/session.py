@@ -18,6 +18,7 @@ from shoal_bus.consumer import read_events
 from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError, Unavailable
 
 from shoal_cli import terminal
+from shoal_cli.restart import is_ending, stopping
 from shoal_cli.stdio import Streams
 
 T = TypeVar("T")
@@ -91,11 +92,11 @@ async def follow(
 async def exit_of(client: Client, process: runtime.Task, began: datetime) -> int:
     """How a process ends, or has ended: asked of the runtime, and of the event stream where it is gone.
 
-    A container with --rm may be removed before we ask; its `/tasks/exit` event outlives it.
+    A container with --rm may be removed before we ask, or be started again; its `/tasks/exit` event outlives it.
     """
     id, exec_id = process.container_id, process.exec_id
     try:
-        request = runtime.ProcessRequest(container_id=id, exec_id=exec_id)
+        request = runtime.WaitTask(container_id=id, exec_id=exec_id, pid=process.pid)
         return (await client.call(runtime.TASK_WAIT, request, timeout=None)).exit_status
     except NotFound:
         pattern = subjects.event_pattern(client.node, client.namespace, "runtime", "/tasks/exit", id)
@@ -166,6 +167,8 @@ def _forwarding(client: Client, process: runtime.Task, numbers: list[signal.Sign
 
 async def _kill(client: Client, process: runtime.Task, number: signal.Signals) -> None:
     try:
+        if is_ending(number) and not process.exec_id:
+            await stopping(client, process.container_id)
         request = runtime.KillTask(container_id=process.container_id, exec_id=process.exec_id, signal=number)
         await client.call(runtime.TASK_KILL, request)
     except (NotFound, FailedPrecondition):

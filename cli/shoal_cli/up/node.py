@@ -20,7 +20,7 @@ from shoal_bus.errors import PermissionDenied, ShoalError
 from shoal_bus.node import DEFAULT_ROOT, DEFAULT_STATE, NODE_FILE, Node, default_name, parse_url
 from shoal_bus.subjects import check_node
 
-from shoal_cli.stopping import stop_containers
+from shoal_cli.stopping import release_restarts, stop_containers
 from shoal_cli.up.bus import READY, EmbeddedBus
 from shoal_cli.up.child import Child
 from shoal_cli.up.lines import Lines
@@ -93,6 +93,7 @@ class _NodeUp:
                 "node.up", node=self.node.name, root=str(self.node.root), state=str(self.node.state),
                 bus=", ".join(self.node.address.urls), pids={name: c.pid for name, c in self._services.items()},
             )  # fmt: skip
+            await self._release_restarts()
             await self._stop.wait()
             if self._options.stop_containers:
                 await self._stop_containers()
@@ -120,6 +121,12 @@ class _NodeUp:
         self._lines.say("node.killing", "warning", signal=signal.Signals(number).name)
         for child in self._services.values():
             child.kill()
+
+    async def _release_restarts(self) -> None:
+        try:
+            await self._unless_stopped(release_restarts(self.node))
+        except ShoalError as error:  # they come a while later
+            self._lines.say("restarts.not_released", "warning", error=str(error))
 
     async def _stop_containers(self) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument,
 from shoal_bus.filters import Field, compile_filters, label_field
 from shoal_bus.message import Empty, now, pack, unpack
 
+from shoal_runtime.restart.rows import follow_labels, forget
 from shoal_runtime.spec import check_spec
 
 _PAGE = 32
@@ -25,6 +26,11 @@ class Containers:
 
     def __init__(self, database: Database, default_runtime: str) -> None:
         self._db, self._default_runtime = database, default_runtime
+        self._on_updated: list[Callable[[str, str], None]] = []
+
+    def on_updated(self, callback: Callable[[str, str], None]) -> None:
+        """Calls `callback` with namespace and id after each change that a client of this copy has made."""
+        self._on_updated.append(callback)
 
     def find(self, namespace: str, id: str) -> api.Container | None:
         """The record, or None."""
@@ -51,6 +57,7 @@ class Containers:
              record.snapshotter, record.snapshot_key, record.network, pack(record.spec), record.created_at.timestamp(),
              record.updated_at.timestamp()),
         )  # fmt: skip
+        follow_labels(tx, namespace, record.id, record.labels)
         made = api.ContainerCreated(id=record.id, image=record.image, runtime=api.ContainerRuntime(name=record.runtime))
         tx.emit(namespace, api.CONTAINERS_CREATE, made)
 
@@ -59,6 +66,7 @@ class Containers:
         """Removes the row, with its event; says whether there was one."""
         gone = tx.execute("DELETE FROM containers WHERE namespace = ? AND id = ?", (namespace, id)).rowcount > 0
         if gone:
+            forget(tx, namespace, id)
             tx.emit(namespace, api.CONTAINERS_DELETE, api.ContainerDeleted(id=id))
         return gone
 
@@ -103,18 +111,16 @@ class Containers:
     async def update(self, ctx: Context, request: api.UpdateContainer) -> api.Container:
         with self._db.write() as tx:
             record = _updated(self.require(ctx.namespace, request.id), request)
-            tx.execute(
-                "UPDATE containers SET image = ?, labels = ?, snapshot_key = ?, spec = ?, updated_at = ?"
-                " WHERE namespace = ? AND id = ?",
-                (record.image, pack(record.labels), record.snapshot_key, pack(record.spec),
-                 record.updated_at.timestamp(), ctx.namespace, request.id),
-            )  # fmt: skip
-            event = api.ContainerUpdated(
-                id=record.id, image=record.image, labels=record.labels, snapshot_key=record.snapshot_key
-            )
-            tx.emit(ctx.namespace, api.CONTAINERS_UPDATE, event)
+            _write(tx, ctx.namespace, record)
             ctx.answer(tx, record)
+        for callback in self._on_updated:
+            callback(ctx.namespace, request.id)
         return record
+
+    def relabel(self, tx: Transaction, namespace: str, id: str, labels: Mapping[str, str]) -> None:
+        """Sets some of a container's labels, with the event; the others stay."""
+        record = self.require(namespace, id)
+        _write(tx, namespace, record.model_copy(update={"labels": {**record.labels, **labels}, "updated_at": now()}))
 
     async def delete(self, ctx: Context, request: api.ContainerRequest) -> Empty:
         key = (ctx.namespace, request.id)
@@ -129,6 +135,21 @@ class Containers:
                 raise NotFound(f"container {request.id}: not found")
             ctx.answer(tx, Empty())
         return Empty()
+
+
+def _write(tx: Transaction, namespace: str, record: api.Container) -> None:
+    """A changed record, with its event."""
+    tx.execute(
+        "UPDATE containers SET image = ?, labels = ?, snapshot_key = ?, spec = ?, updated_at = ?"
+        " WHERE namespace = ? AND id = ?",
+        (record.image, pack(record.labels), record.snapshot_key, pack(record.spec), record.updated_at.timestamp(),
+         namespace, record.id),
+    )  # fmt: skip
+    follow_labels(tx, namespace, record.id, record.labels)
+    event = api.ContainerUpdated(
+        id=record.id, image=record.image, labels=record.labels, snapshot_key=record.snapshot_key
+    )
+    tx.emit(namespace, api.CONTAINERS_UPDATE, event)
 
 
 def _updated(record: api.Container, request: api.UpdateContainer) -> api.Container:

@@ -15,6 +15,7 @@ from shoal_bus.events import Topic
 from shoal_bus.message import Empty, Message
 
 from shoal_runtime import pids
+from shoal_runtime.restart.rows import Rows
 from shoal_runtime.spec.check import check_resources
 from shoal_runtime.supervisor import Supervisor
 from shoal_runtime.tasks import Tasks
@@ -25,6 +26,7 @@ class Controls:
 
     def __init__(self, database: Database, tasks: Tasks, supervisor: Supervisor) -> None:
         self._db, self._tasks, self._supervisor = database, tasks, supervisor
+        self._restarts = Rows(database)
 
     def _living(self, ctx: Context, id: str, exec_id: str = "") -> Any:
         """The row of a process that has been created and hasn't ended."""
@@ -43,6 +45,8 @@ class Controls:
             raise FailedPrecondition(f"container {request.container_id}: the process hasn't been started")
         if request.all and request.exec_id:
             raise InvalidArgument("all: signals every process of the container, exec_id one: give either")
+        if not request.exec_id:
+            self._restarts.killed(ctx.namespace, request.container_id)
         await self._supervisor.kill(ctx.namespace, request.container_id, request.signal, request.all, request.exec_id)
         return Empty()
 

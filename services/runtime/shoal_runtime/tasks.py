@@ -75,8 +75,8 @@ class Tasks:
             return await self.execs.start(ctx, request.container_id, request.exec_id)
         return await self.begin_to_run(ctx, request.container_id)
 
-    async def wait(self, ctx: Context, request: api.ProcessRequest) -> api.Exit:
-        return await self._exits.wait(ctx.namespace, request.container_id, request.exec_id)
+    async def wait(self, ctx: Context, request: api.WaitTask) -> api.Exit:
+        return await self._exits.wait(ctx.namespace, request.container_id, request.exec_id, request.pid)
 
     async def delete(self, ctx: Context, request: api.DeleteTask) -> api.Exit:
         if request.exec_id:

@@ -8,12 +8,17 @@ from shoal_bus.api.runtime.containers import (
     CONTAINER_GET,
     CONTAINER_LIST,
     CONTAINER_REMOVE,
+    CONTAINER_RESTART,
+    CONTAINER_START,
     CONTAINER_UPDATE,
+    NODE_HOLD_RESTARTS,
     Container,
     ContainerRequest,
     CreateContainer,
+    HoldRestarts,
     ListContainers,
     RemoveContainer,
+    RestartContainer,
     UpdateContainer,
 )
 from shoal_bus.api.runtime.events import (
@@ -113,6 +118,7 @@ from shoal_bus.api.runtime.tasks import (
     Task,
     TaskRequest,
     UpdateTask,
+    WaitTask,
 )
 
 __all__ = [
@@ -124,7 +130,10 @@ __all__ = [
     "CONTAINER_GET",
     "CONTAINER_LIST",
     "CONTAINER_REMOVE",
+    "CONTAINER_RESTART",
+    "CONTAINER_START",
     "CONTAINER_UPDATE",
+    "NODE_HOLD_RESTARTS",
     "NODE_METRICS",
     "TASKS_CHECKPOINTED",
     "TASKS_CREATE",
@@ -172,6 +181,7 @@ __all__ = [
     "ExecId",
     "ExecTask",
     "Exit",
+    "HoldRestarts",
     "Hook",
     "Hooks",
     "HugePages",
@@ -190,6 +200,7 @@ __all__ = [
     "RdmaDevice",
     "RemoveContainer",
     "ResizeTask",
+    "RestartContainer",
     "Rlimit",
     "RunDevice",
     "RunMount",
@@ -216,4 +227,5 @@ __all__ = [
     "TaskStarted",
     "UpdateContainer",
     "UpdateTask",
+    "WaitTask",
 ]
