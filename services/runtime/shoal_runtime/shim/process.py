@@ -40,11 +40,13 @@ class Process:
 
         def launched(error: ShimError | None) -> None:
             try:
-                if error is not None:
+                pid = _take_pid(pid_file)
+                if error is not None and (error.code != "ABORTED" or not pid):
                     raise error
-                with open(pid_file, encoding="ascii") as file:
-                    self.pid = int(file.read())
-                os.unlink(pid_file)
+                error = None  # killed after it had written the pid, it had done everything
+                if not pid:
+                    raise ShimError("FAILED_PRECONDITION", "the OCI runtime wrote no pid")
+                self.pid = pid
                 if self._console is not None and self._terminal is not None:
                     self._terminal.attach(self._console.receive())
                 if self._streams is not None:
@@ -62,6 +64,7 @@ class Process:
 
         def opened(error: ShimError | None) -> None:
             self._loop.expect()
+            _take_pid(pid_file)  # of an attempt that somebody made who was killed
             if error is not None:
                 launched(error)
                 return
@@ -163,3 +166,19 @@ class Process:
         for held in (self._streams, self._terminal, self._console, self._logger):
             if held is not None:
                 held.close()
+
+
+def _take_pid(path: str) -> int:
+    """The pid in a runtime's pid file, or 0. The file goes, and so does the one beside it that runc begins with."""
+    pid = 0
+    try:
+        with open(path, encoding="ascii") as file:
+            pid = int(file.read() or 0)
+    except FileNotFoundError:
+        pass
+    for name in (path, f"{os.path.dirname(path)}/.{os.path.basename(path)}"):
+        try:
+            os.unlink(name)
+        except FileNotFoundError:
+            pass
+    return pid
