@@ -40,14 +40,16 @@ class Controls:
 
     async def kill(self, ctx: Context, request: api.KillTask) -> Empty:
         """Sends a signal to a process, or to all of the container."""
-        row = self._living(ctx, request.container_id, request.exec_id)
+        id, exec_id = request.container_id, request.exec_id
+        # A copy that died may have sent it, and that may have been the process's end: its shim knows.
+        row = self._tasks.require(ctx.namespace, id, exec_id) if ctx.resumed else self._living(ctx, id, exec_id)
         if not row["pid"]:
-            raise FailedPrecondition(f"container {request.container_id}: the process hasn't been started")
-        if request.all and request.exec_id:
+            raise FailedPrecondition(f"container {id}: the process hasn't been started")
+        if request.all and exec_id:
             raise InvalidArgument("all: signals every process of the container, exec_id one: give either")
-        if not request.exec_id:
-            self._restarts.killed(ctx.namespace, request.container_id)
-        await self._supervisor.kill(ctx.namespace, request.container_id, request.signal, request.all, request.exec_id)
+        if not exec_id:
+            self._restarts.killed(ctx.namespace, id)
+        await self._supervisor.kill(ctx.namespace, id, request.signal, request.all, exec_id, request_id=ctx.id)
         return Empty()
 
     async def pause(self, ctx: Context, request: api.TaskRequest) -> Empty:

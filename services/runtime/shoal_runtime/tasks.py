@@ -31,6 +31,7 @@ from shoal_runtime.execs import Execs
 from shoal_runtime.exits import KILLED, Exits, exit_of
 from shoal_runtime.spec import fit_to_host
 from shoal_runtime.supervisor import ExitRecord, Supervisor
+from shoal_runtime.takedown import remove_cgroups
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +83,8 @@ class Tasks:
         if request.exec_id:
             return await self.execs.delete(ctx, request.container_id, request.exec_id, request.force)
         row = self.require(ctx.namespace, request.container_id)
+        if row["status"] == "creating":
+            raise FailedPrecondition(f"container {request.container_id}: its task is just being created")
         if row["status"] not in ("created", "stopped") and not request.force:
             raise FailedPrecondition(
                 f"container {request.container_id}: its task is {row['status']}", hint="kill it first, or force it"
@@ -194,6 +197,7 @@ class Tasks:
     async def undo_creation(self, namespace: str, id: str) -> None:
         """Takes back what a create that can't succeed has done. Nothing of it was told, so nothing is told now."""
         await self._supervisor.delete(namespace, id, force=True)
+        await asyncio.to_thread(remove_cgroups, str(self._bundles.path(namespace, id)))
         await asyncio.to_thread(self._bundles.remove, namespace, id)
         with self._db.write() as tx:
             tx.execute(

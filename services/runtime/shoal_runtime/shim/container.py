@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _ALL_GONE_SECONDS = 5.0
 _KILLED = 137
+_REMEMBERED = 7
 
 
 class Exec:
@@ -60,6 +61,9 @@ class Container:
         self._queue: list[Callable[[], None]] = []
         self._facts = request.get("facts") or specification.facts(protocol.read_json(self._bundle, "config.json") or {})
         self._cgroups: list[str] = []
+        loop.adopts |= self._facts["host_pids"]
+        self._signalled: list[str] = []
+        self._frozen = self._deleting = False
 
     def _process(self, record: str, stdio: dict[str, Any]) -> Process:
         names = {"CONTAINER_ID": self._id, "CONTAINER_NAMESPACE": self._namespace}
@@ -71,7 +75,8 @@ class Container:
         os.mkdir(beside, 0o700)
         listener = protocol.listen(beside, protocol.SOCKET)
         record = {
-            key: self._request[key] for key in ("namespace", "id", "bundle", "runtime", "runtime_root", "request_id")
+            key: self._request.get(key, "")
+            for key in ("namespace", "id", "bundle", "runtime", "runtime_root", "request_id", "group")
         }
         protocol.write(beside, protocol.RECORD, record | {"pid": os.getppid(), "version": protocol.VERSION})
         try:
@@ -103,7 +108,8 @@ class Container:
             return None
         return {
             "place": self._place, "request": {k: v for k, v in self._request.items() if k != "rootfs"},
-            "status": self._status, "cgroups": self._cgroups,
+            "status": self._status, "cgroups": self._cgroups, "frozen": self._frozen, "signalled": self._signalled,
+            "failed": self._oci.failed,
             "listener": handover.keep(self._listener.fileno(), select.POLLIN), "connections": connections,
             "oom": self._oom.leave_to(handover), "init": init,
             "execs": {id: [entry.request_id, processes[id]] for id, entry in self._execs.items()},
@@ -116,7 +122,8 @@ class Container:
         """The container as another worker left it."""
         container = cls(loop, state["place"], state["request"], gone)
         container._status = state["status"]
-        container._cgroups = state["cgroups"]
+        container._cgroups, container._frozen = state["cgroups"], state["frozen"]
+        container._signalled, container._oci.failed = state["signalled"], state["failed"]
         container._init.restore(state["init"], fds)
         for id, (request_id, process) in state["execs"].items():
             entry = Exec(container._process(process["record"], process["stdio"]), request_id)
@@ -312,9 +319,20 @@ class Container:
             elif self._oci.is_runc and "poststart" not in self._facts["hooks"] and os.path.exists(self._oci.exec_fifo):
                 self._start_by_fifo(done)
             else:
-                self._oci.start(done)
+                self._oci.start(self._or_is("running", done))
 
         self._exclusively(reply, start)
+
+    def _or_is(self, status: str, end: Done) -> Done:
+        """`end`; but a runtime that was killed may have done what it was asked to: the container is `status` then."""
+
+        def done(error: ShimError | None) -> None:
+            if error is None or error.code != "ABORTED":
+                end(error)
+            else:
+                self._oci.state(lambda found: end(None if found == status else error))
+
+        return done
 
     def _start_by_fifo(self, done: Done) -> None:
         """What `runc start` does, without starting runc: reads the FIFO that the first process waits to write to."""
@@ -359,8 +377,9 @@ class Container:
             else:
                 known.waiting.append(reply)
             return
-        if self._status not in ("running", "created"):
-            raise ShimError("FAILED_PRECONDITION", f"container {self._id} is {self._status}")
+        if self._status not in ("running", "created") or self._deleting:
+            status = "being deleted" if self._deleting else self._status
+            raise ShimError("FAILED_PRECONDITION", f"container {self._id} is {status}")
         record = f"{protocol.EXEC}{id}.json"
         entry = Exec(self._process(record, message["stdio"]), request_id)
         entry.waiting.append(reply)
@@ -393,17 +412,27 @@ class Container:
     # ------------------------------------------------------------------------------------------------ while it is there
 
     def _kill(self, message: dict[str, Any], reply: Reply) -> None:
-        number = int(message["signal"])
+        """Sends a signal; asked again by the same request, it has been sent, whatever has become of the process."""
+        number, request_id = int(message["signal"]), message.get("request_id", "")
+        if request_id and request_id in self._signalled:
+            reply({})
+            return
+
+        def signalled(result: dict[str, Any] | ShimError) -> None:
+            if not isinstance(result, ShimError):
+                self._signalled = [*self._signalled[-_REMEMBERED:], request_id]
+            reply(result)
+
         if message.get("all"):
-            self._exclusively(reply, lambda end: self._oci.kill(number, True, self._then_thaw(number, end)))
+            self._exclusively(signalled, lambda end: self._oci.kill(number, True, self._then_thaw(number, end)))
             return
         process = self._process_of(message)
         process.signal(number)
         if self._status == "paused" and number == _signal.SIGKILL:
             # A frozen process of cgroup v1 dies only once it is thawed.
-            self._resume(message, reply)
+            self._resume(message, signalled)
         else:
-            reply({})
+            signalled({})
 
     def _then_thaw(self, number: int, end: Done) -> Done:
         def killed(error: ShimError | None) -> None:
@@ -416,6 +445,8 @@ class Container:
 
     def _turned(self, status: str, end: Done) -> Done:
         def done(error: ShimError | None) -> None:
+            if error is None and status == "running":
+                self._frozen = False
             if error is None and self._status != "stopped":
                 self._status = status
             end(error)
@@ -428,7 +459,8 @@ class Container:
                 end(None)
                 return
             self._require("running")
-            self._oci.pause(self._turned("paused", end))
+            self._frozen = True  # from now on it may be, also if it ends meanwhile
+            self._oci.pause(self._or_is("paused", self._turned("paused", end)))
 
         self._exclusively(reply, pause)
 
@@ -438,7 +470,7 @@ class Container:
                 end(None)
                 return
             self._require("paused")
-            self._oci.resume(self._turned("running", end))
+            self._oci.resume(self._or_is("running", self._turned("running", end)))
 
         self._exclusively(reply, resume)
 
@@ -506,9 +538,11 @@ class Container:
                 return
             if self._init.exit is None and not force:
                 self._require("created", "stopped")
+            self._deleting = True
 
             def deleted(error: ShimError | None) -> None:
                 if error is not None and error.code != "NOT_FOUND" and "does not exist" not in error.message:
+                    self._deleting = False
                     end(error)
                     return
                 if not self._init.pid:
@@ -520,7 +554,9 @@ class Container:
                 exit = self._init.exit
                 self._leave(lambda: reply({"exit": exit}))
 
-            if self._init.exit is not None and self._forget():
+            if self._frozen:  # a runtime takes it for paused, though it has ended, and what is frozen doesn't die
+                self._oci.resume(lambda _: self._oci.delete(self._init.exit is None, deleted))
+            elif self._init.exit is not None and self._forget():
                 deleted(None)
             else:
                 self._oci.delete(self._init.exit is None, deleted)
@@ -587,7 +623,12 @@ class Container:
     def _leave(self, answer: Callable[[], None]) -> None:
         """Removes the directory, then answers: whoever hears it finds nothing of this container any more."""
         self._oom.close()
-        files.remove(self._place)
+        away = f"{self._place}.{os.getpid()}"
+        try:
+            os.rename(self._place, away)  # whole, or gone, whoever is killed
+        except FileNotFoundError:
+            pass
+        files.remove(away)
         answer()
         if self._listener is not None:
             self._loop.forget(self._listener.fileno())

@@ -43,7 +43,7 @@ class Logger:
         try:
             self._pid = loop.spawn(
                 argv, self._exited, files={3: out, 4: error, 5: telling}, capture=False,
-                environment=dict(os.environ) | names,
+                environment=dict(os.environ) | names, session=True,
             )  # fmt: skip
         except OSError as problem:
             self._close_told()

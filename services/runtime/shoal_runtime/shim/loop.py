@@ -9,7 +9,7 @@ import os
 import select
 import time
 
-from shoal_runtime.shim import protocol
+from shoal_runtime.shim import files, protocol
 from shoal_runtime.shim.reaper import ENDED, Handover
 
 TYPE_CHECKING = False
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 65536
 _MAX_OUTPUT = 64 * 1024
+_STRAY_SECONDS = 0.05
 _RESET = [_signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGXFSZ]
 """Signals that Python or we ignore or handle: a program we start has them as usual."""
 
@@ -35,6 +36,9 @@ class Loop:
         self._unclaimed: dict[int, int] = {}
         self._expected = 0
         self._idle: tuple[float, Callable[[], None]] | None = None
+        self._strays_since = 0.0
+        self.adopts = False
+        """Whether orphans of a container come to us, as they do from one in the host's PID namespace."""
         self.running = True
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._pipe = reader, writer
@@ -87,6 +91,35 @@ class Loop:
         self._expected -= 1
         if not self._expected:
             self._unclaimed.clear()
+            if self._strays_since:
+                self.kill_strays(self._strays_since)
+
+    def kill_strays(self, since: float) -> None:
+        """Kills what a program that was killed has left us: children nobody claims, begun after `since` (of boot time).
+
+        As soon as none is expected that could be taken for one; not where orphans of a container come to us, too.
+        """
+        if self.adopts:
+            return
+        if self._expected:
+            self._strays_since = min(since, self._strays_since or since)
+            return
+        self._strays_since = 0.0
+        oldest = int(since * os.sysconf("SC_CLK_TCK"))
+        # A program's orphans become the reaper's children, as those of the containers do.
+        found, parent, ourselves = False, os.getppid(), os.getpid()
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or int(name) in self._children or int(name) == ourselves:
+                continue
+            try:
+                fields = files.read(f"/proc/{name}/stat").rpartition(b")")[2].split()
+                if int(fields[1]) == parent and fields[0] != b"Z" and int(fields[19]) >= oldest:
+                    os.kill(int(name), _signal.SIGKILL)
+                    found = True
+            except (OSError, IndexError):
+                pass  # it has ended
+        if found:  # one may have been about to fork
+            self.after(_STRAY_SECONDS, lambda: self.kill_strays(since))
 
     def claim(self, pid: int, callback: Callable[[int], None]) -> None:
         """Calls `callback` with the wait status of the child `pid` when it ends, or at once when it has."""
@@ -151,11 +184,13 @@ class Loop:
         files: Mapping[int, int] | None = None,
         environment: Mapping[str, str] | None = None,
         capture: bool = True,
+        session: bool = False,
     ) -> int:
         """Starts a program; `done` gets its wait status and (with `capture`) what it printed. Returns its pid.
 
-        `files` gives it descriptors of ours (`{0: stdin, …}`); the rest is /dev/null, or what is captured. OSError when
-        there is no such program.
+        `files` gives it descriptors of ours (`{0: stdin, …}`); the rest is /dev/null, or what is captured. With
+        `session` it leads one of its own: it isn't killed with what we leave unfinished when we are. OSError when there
+        is no such program.
         """
         output = bytearray()
         # Above the targets, so that none of them overwrites what is still to be copied.
@@ -174,6 +209,7 @@ class Loop:
                 file_actions=actions,
                 setsigmask=[],
                 setsigdef=_RESET,
+                setsid=session,
             )
         except BaseException:
             if capture:

@@ -46,10 +46,13 @@ class Process:
 
         def launched(error: ShimError | None) -> None:
             try:
-                if error is not None:
+                pid = _take_pid(pid_file)
+                if error is not None and (error.code != "ABORTED" or not pid):
                     raise error
-                self.pid = int(files.read(pid_file))
-                os.unlink(pid_file)
+                error = None  # killed after it had written the pid, it had done everything
+                if not pid:
+                    raise ShimError("FAILED_PRECONDITION", "the OCI runtime wrote no pid")
+                self.pid = pid
                 self._open_pidfd()
                 if self._console is not None and self._terminal is not None:
                     self._terminal.attach(self._console.receive())
@@ -68,6 +71,7 @@ class Process:
 
         def opened(error: ShimError | None) -> None:
             self._loop.expect()
+            _take_pid(pid_file)  # of an attempt that somebody made who was killed
             if error is not None:
                 launched(error)
                 return
@@ -209,3 +213,15 @@ class Process:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+def _take_pid(path: str) -> int:
+    """The pid in a runtime's pid file, or 0. The file goes, and so does the one beside it that runc begins with."""
+    pid = 0
+    try:
+        pid = int(files.read(path) or 0)
+    except FileNotFoundError:
+        pass
+    files.unlink(path)
+    files.unlink(f"{os.path.dirname(path)}/.{os.path.basename(path)}")
+    return pid
