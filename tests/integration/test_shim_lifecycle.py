@@ -257,3 +257,18 @@ async def test_two_copies_hear_the_same_exit(host: Host) -> None:
     await asyncio.sleep(0.1)
     assert [e.exit_status for e in heard] == [6]
     await other.close()
+
+
+async def test_an_exit_is_heard_by_a_copy_that_comes_to_know_the_container_only_then(host: Host) -> None:
+    """The copy that made it dies at once, and is not started again."""
+    heard: list[ExitRecord] = []
+    other = Supervisor(host.state, Locks(host.directory / "locks"), heard.append)
+    await other.start()
+    for number in range(4):
+        await host.run(f"quick-{number}", ["sh", "-c", f"exit {number}"])
+    await host.supervisor.close()
+    async with asyncio.timeout(20):
+        while {(exit.id, exit.exit_status) for exit in heard} != {(f"quick-{n}", n) for n in range(4)}:
+            await asyncio.sleep(0.02)
+    await other.close()
+    await host.restart()

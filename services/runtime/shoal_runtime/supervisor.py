@@ -158,7 +158,8 @@ class Supervisor:
                     log.exception("shim.not_found", name=name)  # the others are looked for all the same
 
     async def _find_living(self, name: str) -> None:
-        if (self._places / name / protocol.EXIT).exists():
+        exit = protocol.read_json(str(self._places / name), protocol.EXIT)
+        if exit is not None and exit.get("taken_down"):
             return
         try:
             await self._connected(name)
@@ -453,7 +454,8 @@ class Supervisor:
         except FileNotFoundError:
             return  # it had made nothing yet, or has removed everything
         except (OSError, ShoalError):
-            await self._take_down(name)
+            with suppress(Unavailable):  # it is there again, made anew, and `_watch` finds it
+                await self._take_down(name)
 
     async def _take_down(self, name: str) -> ExitRecord | None:
         """What a dead shim left: its container is killed, its rootfs unmounted, the exit told (137, if unrecorded)."""
