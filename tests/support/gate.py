@@ -70,9 +70,13 @@ def stopped_below() -> list[Entry]:
 
 
 def shim_above(entry: Entry) -> tuple[Entry, Entry]:
-    """The shim that a process works for, and which of the shim's children it is, or belongs to."""
+    """The shim that a process works for, and which of its, or its worker's, children that is, or belongs to."""
     while (parent := process_table.look(entry.parent)) is not None:
         if parent.name == "shoal-shim":
             return parent, entry
+        if parent.name == "shoal-worker":
+            shim = process_table.look(parent.parent)
+            assert shim is not None
+            return shim, entry
         entry = parent
     raise AssertionError(f"{entry} works for no shim")

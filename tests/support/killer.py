@@ -20,8 +20,8 @@ from tests.support.node import ServiceProcess
 from tests.support.process_table import Entry
 from tests.support.runtime import RuntimeNode
 
-SERVICE, ZYGOTE, SHIM, INIT, RUNTIME = "service", "zygote", "shim", "init", "runc"
-WEIGHTS = {SERVICE: 6, ZYGOTE: 8, SHIM: 26, INIT: 26, RUNTIME: 34}
+SERVICE, ZYGOTE, SHIM, WORKER, INIT, RUNTIME = "service", "zygote", "shim", "worker", "init", "runc"
+WEIGHTS = {SERVICE: 6, ZYGOTE: 8, SHIM: 16, WORKER: 12, INIT: 24, RUNTIME: 34}
 """How often each is killed, of a hundred times: a service takes most of a second to start again."""
 
 
@@ -132,6 +132,8 @@ def _kind(entry: Entry, entries: dict[int, Entry]) -> str:
         return ZYGOTE
     if entry.name == "shoal-shim":
         return SHIM
+    if entry.name == "shoal-worker":
+        return WORKER
     if entry.name.startswith("runc"):
         return RUNTIME
     parent = entries.get(entry.parent)

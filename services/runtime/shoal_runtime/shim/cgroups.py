@@ -68,9 +68,12 @@ def leave(path: str, pids: list[int]) -> None:
 def of(pid: int) -> list[tuple[str, list[str]]]:
     """The cgroups a process is in, those apart that we are in ourselves: their directories, each with its controllers.
 
-    That of cgroup v2 has none here, whatever is enabled in it.
+    That of cgroup v2 has none here, whatever is enabled in it. A process that has ended is in none.
     """
-    ours, theirs = _paths("self"), _paths(str(pid))
+    try:
+        ours, theirs = _paths("self"), _paths(str(pid))
+    except OSError:
+        return []
     found = []
     for controllers, path in theirs.items():
         names = [name for name in controllers.split(",") if name]

@@ -60,7 +60,6 @@ class Container:
         self._busy = False
         self._queue: list[Callable[[], None]] = []
         self._facts = request.get("facts") or specification.facts(protocol.read_json(self._bundle, "config.json") or {})
-        self._cgroups: list[str] = []
         loop.adopts |= self._facts["host_pids"]
         self._signalled: list[str] = []
         self._frozen = self._deleting = False
@@ -108,7 +107,7 @@ class Container:
             return None
         return {
             "place": self._place, "request": {k: v for k, v in self._request.items() if k != "rootfs"},
-            "status": self._status, "cgroups": self._cgroups, "frozen": self._frozen, "signalled": self._signalled,
+            "status": self._status, "frozen": self._frozen, "signalled": self._signalled,
             "failed": self._oci.failed,
             "listener": handover.keep(self._listener.fileno(), select.POLLIN), "connections": connections,
             "oom": self._oom.leave_to(handover), "init": init,
@@ -122,7 +121,7 @@ class Container:
         """The container as another worker left it."""
         container = cls(loop, state["place"], state["request"], gone)
         container._status = state["status"]
-        container._cgroups, container._frozen = state["cgroups"], state["frozen"]
+        container._frozen = state["frozen"]
         container._signalled, container._oci.failed = state["signalled"], state["failed"]
         container._init.restore(state["init"], fds)
         for id, (request_id, process) in state["execs"].items():
@@ -283,9 +282,7 @@ class Container:
     def _follow(self) -> None:
         """Hears of the first process's end, and of OOM kills."""
         if self._init.pid:
-            found = cgroups.of(self._init.pid)
-            self._cgroups = [directory for directory, _ in found]
-            self._oom.follow(found)
+            self._oom.follow(cgroups.of(self._init.pid))
             self._init.watch(self._exited)
 
     def _state(self, message: dict[str, Any], reply: Reply) -> None:
@@ -572,8 +569,8 @@ class Container:
         Only where no process can be left, nothing is to be run, and nothing else is to be undone.
         """
         facts = self._facts
-        simple = facts["own_pids"] and "poststop" not in facts["hooks"] and not facts["rdt"]
-        return simple and self._oci.is_runc and self._oci.forget(self._cgroups)
+        simple = facts["own_pids"] and "poststop" not in facts["hooks"]
+        return simple and self._oci.is_runc and self._oci.forget()
 
     def _again(self, work: Callable[[Done], None], end: Done) -> None:
         self._busy = True

@@ -117,15 +117,20 @@ class OciRuntime:
             mounts.unmount_all(f"{self._root}/{self._id}")
         self._run(["delete", *(["--force"] if force else []), self._id], deleted)
 
-    def forget(self, directories: Sequence[str]) -> bool:
+    def forget(self) -> bool:
         """Removes a stopped container's cgroups and runc's record of it, as `delete` does; whether all is gone."""
-        record = f"{self._root}/{self._id}"
-        if self.failed or self._options.get("systemd_cgroup") or not directories:
+        place = f"{self._root}/{self._id}"
+        if self.failed or self._options.get("systemd_cgroup"):
             return False
-        if not all(cgroups.remove(directory) for directory in directories):
+        try:
+            record = codec.loads(read(f"{place}/state.json"))
+        except (OSError, ValueError):
             return False
-        remove(record)
-        return not os.path.exists(record)
+        paths = record.get("cgroup_paths")
+        if not paths or record.get("intel_rdt_path") or not all(cgroups.remove(path) for path in paths.values()):
+            return False
+        remove(place)
+        return not os.path.exists(place)
 
     def _run(
         self,

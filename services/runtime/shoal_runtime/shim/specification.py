@@ -8,12 +8,11 @@ if TYPE_CHECKING:
 
 
 def facts(spec: dict[str, Any]) -> dict[str, Any]:
-    """Whose PID namespace the container is in (the host's, its own, or another's), its hooks, and any use of RDT."""
+    """Whose PID namespace the container is in (the host's, its own, or another's), and what hooks it has."""
     linux = spec.get("linux") or {}
     namespaces = linux.get("namespaces") or []
     return {
         "host_pids": not any(n.get("type") == "pid" for n in namespaces),
         "own_pids": any(n.get("type") == "pid" and not n.get("path") for n in namespaces),
         "hooks": [name for name, hooks in (spec.get("hooks") or {}).items() if hooks],
-        "rdt": bool(linux.get("intelRdt")),
     }
