@@ -40,7 +40,6 @@ PATIENCE_SECONDS = 10.0
 _FIRST_ATTEMPT, _LONGEST_ATTEMPT = 3.0, 30.0
 _UNLIMITED = 3600.0
 """What a call without a limit tells the service it has left; it asks again long before."""
-_NO_RESPONDERS = "503"
 
 
 class Unreached(Unavailable):
@@ -295,7 +294,7 @@ class _Call:
             while True:
                 message = await self._next(box, silence, started=expected > 1)
                 told = message.headers or {}
-                if told.get("Status") == _NO_RESPONDERS:
+                if told.get("Status") == wire.NO_RESPONDERS:
                     raise _Lost("no responders")
                 again = int(told[wire.AGAIN]) if wire.AGAIN in told else None
                 if wire.PART not in told:
@@ -334,8 +333,8 @@ class _Call:
     async def _next(self, box: Mailbox, seconds: float, *, started: bool) -> Msg:
         while True:
             try:
-                async with self._client.away(), asyncio.timeout(min(seconds, self._left())):
-                    message = await box.queue.get()
+                async with self._client.away():
+                    message = await box.next(min(seconds, self._left()))
             except TimeoutError:
                 self._left()
                 self._silences += 1
