@@ -144,15 +144,20 @@ class Service:
         handler: Callable[[Context, Req], Awaitable[Rep]],
         *,
         lock: Callable[[Req], str] | None = None,
+        begins_itself: bool = False,
     ) -> None:
         """Answers `verb` with `handler`. For a verb that mutates, `lock` says what it changes, as `container/web-1`.
 
         Handlers under one lock of one namespace run one after another, whichever copy they are in. Such a handler may
         be called again, with `resumed`, for a request that a dead copy began.
+
+        The request is committed before the handler is called. One that `begins_itself` has no effect before its first
+        transaction, and records the request in that one: by `ctx.begin(tx)`, or by `ctx.answer(tx, …)` where there is
+        no other. That saves a transaction.
         """
         if verb.mutates and (lock is None or self._execution is None):
             raise ValueError(f"{verb.name} mutates: it needs a lock, and the service a database and locks")
-        self._verbs[verb.name] = Registered(verb, handler, lock)
+        self._verbs[verb.name] = Registered(verb, handler, lock, begins_itself=begins_itself)
 
     def stream(self, verb: StreamVerb[Req, Rep], handler: Callable[[Context, Req], AsyncIterator[Rep]]) -> None:
         """Answers `verb` with the items an asynchronous generator yields."""
@@ -343,7 +348,10 @@ class Service:
             trace=headers.get(wire.TRACEPARENT, ""),
             ends=ends,
             draining=self.draining,
-            log=log.bind(request=id, node=self.node, namespace=namespace, subject=message.subject),
+            # Bound when it is used, which it isn't by most requests.
+            log=structlog.get_logger(
+                __name__, request=id, node=self.node, namespace=namespace, subject=message.subject
+            ),
         )
 
     async def _dispatch(

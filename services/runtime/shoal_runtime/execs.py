@@ -58,7 +58,9 @@ class Execs:
                 )
                 tx.emit(ctx.namespace, api.TASKS_EXEC_ADDED, api.TaskExecAdded(container_id=id, exec_id=exec_id))
                 added = api.Task(container_id=id, exec_id=exec_id, status="created", stdio=request.stdio)
-                if not request.start:
+                if request.start:
+                    ctx.begin(tx)
+                else:
                     ctx.answer(tx, added)
             if not request.start:
                 return added
@@ -98,7 +100,7 @@ class Execs:
         row = self._tasks.require(ctx.namespace, id, exec_id)
         if row["status"] != "created" or row["start_request"] not in ("", ctx.id):
             raise FailedPrecondition(f"container {id}: its exec {exec_id} has been started already")
-        self._tasks.set_start(ctx.namespace, id, exec_id, ctx.id)
+        self._tasks.set_start(ctx, id, exec_id)
         try:
             pid = await self._supervisor.exec(
                 ctx.namespace, id, exec_id, process=unpack(row["process"]), stdio=Stdio.unpack(row["stdio"]),

@@ -53,15 +53,17 @@ async def setup(process: Process) -> None:
     process.stack.callback(cgroups.remove_empty, database, bundles)
     process.stack.push_async_callback(removal.stop)
 
-    service.handle(api.CONTAINER_CREATE, containers.create, lock=lambda r: lock_of(r.id))
+    service.handle(api.CONTAINER_CREATE, containers.create, lock=lambda r: lock_of(r.id), begins_itself=True)
     service.handle(api.CONTAINER_GET, containers.get)
     service.stream(api.CONTAINER_LIST, containers.list)
-    service.handle(api.CONTAINER_UPDATE, containers.update, lock=lambda r: lock_of(r.id))
-    service.handle(api.CONTAINER_DELETE, containers.delete, lock=lambda r: lock_of(r.id))
+    service.handle(api.CONTAINER_UPDATE, containers.update, lock=lambda r: lock_of(r.id), begins_itself=True)
+    service.handle(api.CONTAINER_DELETE, containers.delete, lock=lambda r: lock_of(r.id), begins_itself=True)
     service.handle(api.CONTAINER_REMOVE, removal.remove, lock=lambda r: lock_of(r.id))
-    service.handle(api.TASK_CREATE, tasks.create, lock=lambda r: lock_of(r.container_id))
-    service.handle(api.TASK_EXEC, tasks.execs.add, lock=lambda r: lock_of(f"{r.container_id}/exec/{r.exec_id}"))
-    service.handle(api.TASK_START, tasks.start, lock=_lock_of_process)
+    service.handle(api.TASK_CREATE, tasks.create, lock=lambda r: lock_of(r.container_id), begins_itself=True)
+    service.handle(
+        api.TASK_EXEC, tasks.execs.add, lock=lambda r: lock_of(f"{r.container_id}/exec/{r.exec_id}"), begins_itself=True
+    )
+    service.handle(api.TASK_START, tasks.start, lock=_lock_of_process, begins_itself=True)
     service.handle(api.TASK_WAIT, tasks.wait)
     service.handle(api.TASK_DELETE, tasks.delete, lock=_lock_of_process)
     service.handle(api.TASK_GET, tasks.get)
