@@ -30,6 +30,7 @@ from pydantic import BaseModel
 
 from shoal_bus.errors import Unauthenticated, Unavailable
 from shoal_bus.framing import Parser, plain_headers, pub
+from shoal_bus.receiver import Receiver
 
 log = structlog.get_logger(__name__)
 
@@ -62,9 +63,11 @@ class Connection(Nats):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ps = Parser(self)  # type: ignore[assignment]
+        self._parser = Parser(self)
+        self._ps = self._parser  # type: ignore[assignment]
         self._listeners: dict[int, Listener] = {}
         self._writing = False
+        self._closing: asyncio.Task[None] | None = None
         self._full = asyncio.Event()
         """The server takes nothing more for now."""
         self.up = asyncio.Event()
@@ -164,6 +167,16 @@ class Connection(Nats):
         if writer is None or writer.transport.get_write_buffer_size() > _UNWRITTEN:
             self._full.set()
 
+    async def _read_loop(self) -> None:
+        # nats-py's task for reading. Here it waits for the end: what comes is parsed as it comes.
+        reader, writer = (getattr(self._transport, name, None) for name in ("_io_reader", "_io_writer"))
+        if reader is None or writer is None:
+            await super()._read_loop()  # a websocket's
+            return
+        receiver = Receiver(self._parser)
+        await receiver.take_over(reader, writer)
+        await self._process_op_err(await receiver.ended)
+
     async def _flusher(self) -> None:
         # nats-py's task for writing. Here it waits for a server that takes nothing more to go on.
         while True:
@@ -205,7 +218,11 @@ class Connection(Nats):
         if "permissions violation" in err_msg:
             await self._error_cb(nats.errors.Error(f"nats: {err_msg.strip(chr(39))}"))
             return
-        await self._process_op_err(nats.errors.Error(f"nats: {err_msg.strip(chr(39))}"))
+        error = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
+        if self._kept:
+            await self._process_op_err(error)
+        else:  # nats-py's way to close waits for this and that, which the parser doesn't
+            self._closing = asyncio.create_task(self._process_op_err(error))
 
     async def _process_op_err(self, e: Exception) -> None:
         if not self._kept:

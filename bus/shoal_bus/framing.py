@@ -64,7 +64,7 @@ class Parser:
         self._missing = 0
 
     async def parse(self, data: bytes = b"") -> None:
-        """Handles every message that is complete with `data`."""
+        """Handles every message that is complete with `data`. What it calls doesn't wait (see `receiver`)."""
         self._missing -= len(data)
         if self._missing > 0:
             self._pieces.append(data)  # a large message is put together once, and not with each of its pieces
