@@ -66,7 +66,7 @@ class _NodeUp:
         bus = None if options.nats_url else EmbeddedBus(name, root, state)
         address = bus.address if bus is not None else parse_url(options.nats_url)
         self.node = Node(name=name, root=root, state=state, address=address, runtime=options.runtime or "runc")
-        self._bus = self._child(BUS, bus.command) if bus is not None else None
+        self._bus = self._child(BUS, bus.command, bus.environment) if bus is not None else None
         self._services = {service: self._child(service, self._command(service)) for service in SERVICES}
         self._stop = asyncio.Event()
         self._signals = 0
@@ -151,10 +151,10 @@ class _NodeUp:
         ]  # fmt: skip
         return lambda: command
 
-    def _child(self, name: str, command: Callable[[], Sequence[str]]) -> Child:
+    def _child(self, name: str, command: Callable[[], Sequence[str]], more: Mapping[str, str] | None = None) -> Child:
         left_out = ("SHOAL_NATS_URL", "SHOAL_NODE", "SHOAL_ROOT", "SHOAL_STATE")
         environment = {key: value for key, value in os.environ.items() if key not in left_out}
-        return Child(name, command, environment, self._heard, self._restarts)
+        return Child(name, command, environment | dict(more or {}), self._heard, self._restarts)
 
     def _heard(self, name: str, line: bytes) -> bool:
         heard = self._lines.take(name, line)

@@ -56,7 +56,9 @@ class Execs:
                     " VALUES (?, ?, ?, ?, 'created', ?, ?)",
                     (ctx.namespace, id, exec_id, ctx.id, pack(process), request.stdio.pack()),
                 )
-                if not request.start:
+                if request.start:
+                    ctx.begin(tx)
+                else:
                     _tell_added(tx, ctx.namespace, id, exec_id)
                     added = api.Task(container_id=id, exec_id=exec_id, status="created", stdio=request.stdio)
                     ctx.answer(tx, added)
@@ -97,7 +99,7 @@ class Execs:
         row = self._tasks.require(ctx.namespace, id, exec_id)
         if row["status"] != "created" or row["start_request"] not in ("", ctx.id):
             raise FailedPrecondition(f"container {id}: its exec {exec_id} has been started already")
-        self._tasks.set_start(ctx.namespace, id, exec_id, ctx.id)
+        self._tasks.set_start(ctx, id, exec_id)
         try:
             pid = await self._supervisor.exec(
                 ctx.namespace, id, exec_id, process=unpack(row["process"]), stdio=Stdio.unpack(row["stdio"]),
