@@ -18,12 +18,11 @@ from typing import Any, TypeVar
 
 import nats.errors
 import nats.js.errors
-import structlog
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import Header
 
-from shoal_bus import streams, subjects, wire
+from shoal_bus import logs, streams, subjects, wire
 from shoal_bus.api import snapshot
 from shoal_bus.client import TIMEOUT_SECONDS, Client
 from shoal_bus.errors import Internal, InvalidArgument, ResourceExhausted, ShoalError, Unavailable
@@ -32,7 +31,7 @@ from shoal_bus.message import Message, Request
 from shoal_bus.once import fingerprint
 from shoal_bus.verb import AnyVerb, OperationVerb, Verb
 
-log = structlog.get_logger(__name__)
+log = logs.get_logger(__name__)
 
 Req = TypeVar("Req", bound=Request)
 Rep = TypeVar("Rep", bound=Message)

@@ -20,7 +20,6 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import nats.errors
-import structlog
 from nats.aio.client import PING_PROTO
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
@@ -28,11 +27,12 @@ from nats.aio.subscription import Subscription
 from nats.protocol import command
 from pydantic import BaseModel
 
+from shoal_bus import logs
 from shoal_bus.errors import Unauthenticated, Unavailable
 from shoal_bus.framing import Parser, plain_headers, pub
 from shoal_bus.receiver import Receiver
 
-log = structlog.get_logger(__name__)
+log = logs.get_logger(__name__)
 
 RECONNECT_SECONDS = 0.25
 PING_SECONDS = 10

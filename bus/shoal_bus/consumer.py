@@ -10,12 +10,11 @@ from datetime import datetime, timedelta
 
 import nats.errors
 import nats.js.errors
-import structlog
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import Header
 
-from shoal_bus import streams, subjects
+from shoal_bus import logs, streams, subjects
 from shoal_bus.clock import ServerClock
 from shoal_bus.connection import Connection
 from shoal_bus.errors import InvalidArgument, Unavailable
@@ -23,7 +22,7 @@ from shoal_bus.events import Event
 from shoal_bus.outbox import EventId
 from shoal_bus.pull import Puller, Silent
 
-log = structlog.get_logger(__name__)
+log = logs.get_logger(__name__)
 
 _ROLLBACK_MARGIN = timedelta(seconds=10)
 _PAUSE_SECONDS = 0.25

@@ -23,7 +23,7 @@ _MAX_DEPTH_ERRORS = 3
 class Message(BaseModel):
     """What travels on the bus: replies, events, and the parts they are made of."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", defer_build=True)
 
     def pack(self) -> bytes:
         """This message as a msgpack map, without the fields that are None."""
@@ -57,9 +57,16 @@ class Empty(Message):
 
 def _describe(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_context=False)
-    told = [f"{'.'.join(map(str, p['loc'])) or 'value'}: {p['msg'].lower()}" for p in problems[:_MAX_DEPTH_ERRORS]]
+    told = [f"{'.'.join(map(str, p['loc'])) or 'value'}: {_in_a_sentence(p['msg'])}" for p in problems]
+    told = told[:_MAX_DEPTH_ERRORS]
     more = len(problems) - len(told)
     return "; ".join(told) + (f"; and {more} more" if more else "")
+
+
+def _in_a_sentence(text: str) -> str:
+    """pydantic's word on what is wrong, with a validator's own as it wrote it."""
+    text = text.removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]
 
 
 def pack(value: Any) -> bytes:

@@ -6,9 +6,12 @@ import os
 import sys
 from typing import Any
 
+from shoal_cli import telling
+
 
 def main() -> None:
-    if sys.argv[1:] == ["version"]:
+    telling.open_missing()
+    if sys.argv[1:] in (["version"], ["--version"]):
         # Before the command line's own imports, which take ten times as long as this.
         from shoal_cli import __version__
 
@@ -41,7 +44,7 @@ def run(arguments: list[str]) -> int:
         return 0
     except usage_error as error:
         context = error.ctx.command_path if error.ctx is not None else "shoal"
-        sys.stderr.write(f"shoal: {' '.join(error.format_message().split())} (see `{context} --help`)\n")
+        telling.tell(f"shoal: {' '.join(error.format_message().split())} (see `{context} --help`)\n")
         return int(error.exit_code)
     return code if isinstance(code, int) else 0
 

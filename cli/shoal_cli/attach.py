@@ -35,5 +35,6 @@ async def attach(client: Client, request: runtime.ProcessRequest, *, stdin: bool
         with Streams(process.stdio, stdin=stdin, keys=keys if tty else b"") as streams:
             ending = await follow(client, process, streams, began=began, tty=tty, forward=forward, redraw=True)
     if not isinstance(ending, Exited) and ending.signal != signal.SIGPIPE:
-        left_behind(what, f"shoal attach --exec {exec_id} {id}" if exec_id else f"shoal attach {id}")
+        command = f"shoal attach --exec {exec_id} {id}" if exec_id else f"shoal attach {id}"
+        left_behind(what, command, tty=tty)
     return ending.status

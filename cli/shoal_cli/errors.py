@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 
 from shoal_bus.errors import Code, ShoalError
+
+from shoal_cli.telling import tell
 
 RUN_FAILED = 125
 """What `run` and `exec` exit with when shoal, not the process, failed: its own status may be anything else."""
@@ -55,4 +56,4 @@ def start_exit_code(error: ShoalError) -> int:
 
 def report(error: ShoalError) -> None:
     """Prints an error as people read it: `shoal: <what is wrong> (<what to do>)`."""
-    sys.stderr.write(f"shoal: {error} [{error.code.name}]\n")
+    tell(f"shoal: {error} [{error.code.name}]\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 
 from shoal_bus.api import runtime
 from shoal_bus.client import Client
@@ -13,8 +12,10 @@ from shoal_bus.message import now
 from shoal_cli import terminal
 from shoal_cli.fifos import Fifos
 from shoal_cli.run import left_behind
-from shoal_cli.session import Exited, follow, interruptible
+from shoal_cli.session import Exited, follow
+from shoal_cli.signals import interruptible
 from shoal_cli.stdio import Streams
+from shoal_cli.telling import tell
 
 _NOTHING_THERE = (NotFound, FailedPrecondition, InvalidArgument, AlreadyExists)
 _REMOVAL_SECONDS = 10.0
@@ -26,8 +27,8 @@ def generated_id() -> str:
 
 
 async def exec_detached(client: Client, request: runtime.ExecTask) -> None:
-    """Starts the process with its streams at /dev/null and prints its id."""
-    await client.call(runtime.TASK_EXEC, request)
+    """Starts the process with its streams at /dev/null and prints its id; it is forgotten when it ends."""
+    await client.call(runtime.TASK_EXEC, request.model_copy(update={"remove": True}))
     print(request.exec_id)
 
 
@@ -40,7 +41,8 @@ async def exec_attached(
     """
     if tty:
         terminal.needed()
-        request = request.model_copy(update={"env": [f"TERM={terminal.kind()}", *request.env]})
+        change = {"env": [f"TERM={terminal.kind()}", *request.env], "console_size": terminal.size()}
+        request = request.model_copy(update=change)
     began = now()
     id, exec_id = request.container_id, request.exec_id
     await fifos.sweep(client)
@@ -60,7 +62,7 @@ async def exec_attached(
                     await _remove(client, id, exec_id)
         place.kept = not ours
     if not ours:
-        left_behind(f"exec {exec_id}", f"shoal attach --exec {exec_id} {id}")
+        left_behind(f"exec {exec_id}", f"shoal attach --exec {exec_id} {id}", tty=tty)
     return ending.status
 
 
@@ -72,4 +74,4 @@ async def _remove(client: Client, id: str, exec_id: str) -> None:
     except NotFound:
         pass  # it went with its container
     except ShoalError as error:
-        sys.stderr.write(f"shoal: exec {exec_id} was not removed: {error}\n")
+        tell(f"shoal: exec {exec_id} was not removed: {error}\n")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shoal_bus.api import runtime
 from shoal_bus.client import Client
-from shoal_bus.errors import FailedPrecondition, NotFound, from_exception
+from shoal_bus.errors import FailedPrecondition, from_exception
 from shoal_bus.types import Stdio
 
 _FIRST, _EXEC = "first-", "exec-"
@@ -71,12 +71,14 @@ class Fifos:
 
     async def sweep(self, client: Client) -> None:
         """Removes what clients that were killed have left, once nothing can want it any more."""
-        for id, name in self._unused():
-            if name.startswith(_FIRST):
-                with suppress(NotFound):
-                    await client.call(runtime.CONTAINER_GET, runtime.ContainerRequest(id=id))
-                    continue  # it may be started again
-            self._remove_unused(id, name)
+        unused = self._unused()
+        if not unused:
+            return
+        containers = await client.collect(runtime.CONTAINER_LIST, runtime.ListContainers(specs=False))
+        known = {container.id for container in containers}
+        for id, name in unused:
+            if id not in known or not name.startswith(_FIRST):  # that of a first process may be started again
+                self._remove_unused(id, name)
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
@@ -108,6 +110,8 @@ class Fifos:
 def attached(stdio: Stdio, what: str) -> Iterator[None]:
     """While it lasts, nobody else attaches. FAILED_PRECONDITION when somebody is, or there is nothing to attach to."""
     paths = [path for path in (stdio.stdin, stdio.stdout, stdio.stderr) if path]
+    if paths and not any(Path(path.removeprefix("file://")).exists() for path in paths):
+        raise FailedPrecondition(f"{what}: its streams aren't on this machine", hint="attach to it where its node is")
     if not paths or not all(Path(path).is_fifo() for path in paths):
         raise FailedPrecondition(
             f"{what}: has no streams to attach to", hint="start it with `shoal run -d -i`, or with -t for a terminal"

@@ -10,6 +10,7 @@ from shoal_bus.api import content
 from shoal_bus.client import Client
 
 from shoal_cli.output import short, size
+from shoal_cli.telling import tell
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -65,8 +66,7 @@ class PlainLines:
     def _tell(self, line: str) -> None:
         if line not in self._told:
             self._told.add(line)
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
+            tell(f"{line}\n")
 
 
 class Bars:

@@ -61,11 +61,6 @@ def restart_policy(given: str, *, remove: bool) -> str:
     return policy
 
 
-def capabilities(given: list[str]) -> list[str]:
-    """Capabilities by name, with or without CAP_, as capabilities(7) writes them."""
-    return [f"CAP_{name.upper().removeprefix('CAP_')}" for name in given]
-
-
 def signal_number(given: str) -> int:
     """The number of a signal by number or name, with or without SIG."""
     if given.isdecimal() and 0 < int(given) <= signal.SIGRTMAX:

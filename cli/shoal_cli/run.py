@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import signal
-import sys
 
 from shoal_bus.api import content, runtime
 from shoal_bus.client import Client
@@ -16,9 +15,11 @@ from shoal_cli import terminal
 from shoal_cli.fifos import Fifos, Place
 from shoal_cli.pull import pull
 from shoal_cli.reference import normalise
-from shoal_cli.session import Exited, exit_of, follow, interruptible
+from shoal_cli.session import Exited, exit_of, follow
+from shoal_cli.signals import interruptible
 from shoal_cli.stdio import Streams
 from shoal_cli.stopping import stop_task
+from shoal_cli.telling import tell
 
 _LEFT = ("amber", "brisk", "calm", "dapper", "eager", "fleet", "gentle", "keen", "lively", "mellow", "nimble", "quiet")
 _RIGHT = ("anchovy", "bream", "cod", "dory", "eel", "goby", "herring", "ide", "ling", "perch", "sprat", "tuna")
@@ -37,7 +38,7 @@ async def ensure_image(client: Client, name: str, *, plain_http: bool, platform:
     try:
         await client.call(content.IMAGE_GET, content.ImageRequest(name=full))
     except NotFound:
-        sys.stderr.write(f"{full}: not here yet, pulling it\n")
+        tell(f"{full}: not here yet, pulling it\n")
         request = content.PullImage(name=full, platform=platform, plain_http=plain_http)
         return (await pull(client, request)).name
     return full
@@ -76,23 +77,23 @@ async def run_attached(
             status = ending.status
             if not isinstance(ending, Exited):
                 if tty or ending.signal != signal.SIGPIPE:
-                    left_behind(f"container {request.id}", f"shoal attach {request.id}")
+                    left_behind(f"container {request.id}", f"shoal attach {request.id}", tty=tty)
                     return status
                 exit = await stop_task(client, request.id, _UNWANTED_GRACE_SECONDS)
                 status = exit.exit_status if exit is not None else await exit_of(client, task, began)
         container = None if request.remove else await _found(client, request.id)
         place.kept = container is not None
         if container is not None and is_wanted_again(container.labels, status):
-            sys.stderr.write(
+            tell(
                 f"shoal: container {request.id} is started again by its restart policy; end it with"
                 f" `shoal stop {request.id}`\n"
             )
     return status
 
 
-def left_behind(what: str, command: str) -> None:
-    """Says how to come back to what goes on without us."""
-    sys.stderr.write(f"shoal: {what} goes on; come back with `{command}`\n")
+def left_behind(what: str, command: str, *, tty: bool = False) -> None:
+    """Says how to come back to what goes on without us; on its `tty` it has left the cursor anywhere."""
+    tell(("\n" if tty else "") + f"shoal: {what} goes on; come back with `{command}`\n")
 
 
 def _with_streams(request: runtime.RunTask, place: Place) -> runtime.RunTask:
@@ -100,6 +101,7 @@ def _with_streams(request: runtime.RunTask, place: Place) -> runtime.RunTask:
     change: dict[str, object] = {"stdio": place.stdio}
     if place.stdio.terminal and request.spec is None:
         change["env"] = [f"TERM={terminal.kind()}", *request.env]
+        change["console_size"] = terminal.size()
     return request.model_copy(update=change)
 
 

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, aclosing, contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from shoal_bus import subjects
 from shoal_bus.api import runtime
 from shoal_bus.client import Client
 from shoal_bus.consumer import read_events
-from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError, Unavailable
+from shoal_bus.errors import DeadlineExceeded, FailedPrecondition, NotFound, ShoalError, Unavailable
 
 from shoal_cli import terminal
-from shoal_cli.restart import is_ending, stopping
+from shoal_cli.signals import ENDING, FORWARDED, LEAVING, forwarding, leaving_for
 from shoal_cli.stdio import Streams
+from shoal_cli.telling import tell
 
-T = TypeVar("T")
-
-FORWARDED = (
-    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
-)  # fmt: skip
-_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CLOCKS_DIFFER = timedelta(minutes=5)
 _EVENT_SECONDS = 30.0
+_AGAIN_SECONDS = 0.5
 _FIRST = asyncio.FIRST_COMPLETED
 
 
@@ -66,27 +61,64 @@ async def follow(
     """
     loop = asyncio.get_running_loop()
     signalled: asyncio.Future[int] = loop.create_future()
-    ended = asyncio.create_task(exit_of(client, process, began))
+    ended = asyncio.create_task(_exit_of_followed(client, process, streams, began))
     try:
         with ExitStack() as stack:
-            ours = set(_OURS if not forward else (signal.SIGTERM, signal.SIGHUP) if tty else ())
-            stack.enter_context(_leaving_for(ours, signalled))
+            ours = set(LEAVING if not forward else (signal.SIGTERM, signal.SIGHUP) if tty else ())
+            stack.enter_context(leaving_for(ours, signalled))
             if forward:
-                stack.enter_context(_forwarding(client, process, [n for n in FORWARDED if n not in ours]))
+                numbers = [number for number in FORWARDED if number not in ours]
+                stack.enter_context(forwarding(client, process, numbers, signalled))
             if tty:
                 stack.enter_context(terminal.raw())
                 stack.enter_context(_resizing(client, process, redraw))
             streams.started(partial(_end_input, client, process))
-            await asyncio.wait({ended, streams.left, signalled}, return_when=_FIRST)  # type: ignore[type-var]
+            first: set[asyncio.Future[Any]] = {ended, streams.left, signalled}
+            await asyncio.wait(first, return_when=_FIRST)
             if ended.done():
-                status = await ended
-                await streams.finish()
-                return Exited(status)
+                return Exited(await _finish(streams, await ended))
     finally:
         ended.cancel()
     if signalled.done():
         return Left(signalled.result())
     return Left({"detached": 0, "hung up": signal.SIGHUP, "unwanted": signal.SIGPIPE}[streams.left.result()])
+
+
+async def _finish(streams: Streams, status: int) -> int:
+    """Copies what is still on its way, however long whoever reads it takes, and returns `status`.
+
+    A signal gives that up: there is nobody left it could be for.
+    """
+    signalled: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    finishing = asyncio.create_task(streams.finish())
+    either: set[asyncio.Future[Any]] = {finishing, signalled}
+    with leaving_for(ENDING, signalled):
+        await asyncio.wait(either, return_when=_FIRST)
+    if not finishing.done():
+        finishing.cancel()
+        return 128 + signalled.result()
+    await finishing
+    return status
+
+
+async def _exit_of_followed(client: Client, process: runtime.Task, streams: Streams, began: datetime) -> int:
+    """How a process ends whose streams we have, which don't pass through the bus: without it we go on, until they end.
+
+    UNAVAILABLE when they have, and nobody says how the process has.
+    """
+    while True:
+        try:
+            return await exit_of(client, process, began)
+        except _Unknown:
+            raise
+        except Unavailable:
+            if streams.ended:
+                raise
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+
+class _Unknown(Unavailable):
+    """It is gone, and nobody will ever say how it ended."""
 
 
 async def exit_of(client: Client, process: runtime.Task, began: datetime) -> int:
@@ -109,72 +141,7 @@ async def exit_of(client: Client, process: runtime.Task, began: datetime) -> int
                             return exited.exit_status
         except TimeoutError:
             pass
-        raise Unavailable(f"container {id}: it is gone, and how it ended isn't known") from None
-
-
-async def interruptible(work: Awaitable[T]) -> T:
-    """Does `work`; a signal gives it up."""
-    future = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    for number in _OURS:
-        loop.add_signal_handler(number, future.cancel)
-    try:
-        return await future
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-    finally:
-        for number in _OURS:
-            loop.remove_signal_handler(number)
-
-
-@contextmanager
-def _leaving_for(numbers: set[signal.Signals], signalled: asyncio.Future[int]) -> Iterator[None]:
-    def leave(number: int) -> None:
-        if not signalled.done():
-            signalled.set_result(number)
-
-    loop = asyncio.get_running_loop()
-    for number in numbers:
-        loop.add_signal_handler(number, leave, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
-@contextmanager
-def _forwarding(client: Client, process: runtime.Task, numbers: list[signal.Signals]) -> Iterator[None]:
-    """Signals to us go to the process."""
-    loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-
-    def spawn(number: signal.Signals) -> None:
-        task = asyncio.create_task(_kill(client, process, number))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    for number in numbers:
-        loop.add_signal_handler(number, spawn, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-        for task in tasks:
-            task.cancel()
-
-
-async def _kill(client: Client, process: runtime.Task, number: signal.Signals) -> None:
-    try:
-        if is_ending(number) and not process.exec_id:
-            await stopping(client, process.container_id)
-        request = runtime.KillTask(container_id=process.container_id, exec_id=process.exec_id, signal=number)
-        await client.call(runtime.TASK_KILL, request)
-    except (NotFound, FailedPrecondition):
-        pass  # it has exited: the one who waits says so
-    except ShoalError as error:
-        sys.stderr.write(f"shoal: {number.name} was not passed on: {error}\r\n")
+        raise _Unknown(f"container {id}: it is gone, and how it ended isn't known") from None
 
 
 async def _end_input(client: Client, process: runtime.Task) -> None:
@@ -205,15 +172,20 @@ async def _resize(client: Client, process: runtime.Task, changed: asyncio.Event,
         await changed.wait()
         changed.clear()
         try:
-            width, height = terminal.window()
+            size = terminal.size()
+            if size is None:
+                continue
             # A program that has been told this very size before hears of it only when it changes.
-            for rows in (height + 1, height) if redraw else (height,):
+            for rows in (size.height + 1, size.height) if redraw else (size.height,):
                 request = runtime.ResizeTask(
-                    container_id=process.container_id, exec_id=process.exec_id, width=width, height=rows
+                    container_id=process.container_id, exec_id=process.exec_id, width=size.width, height=rows
                 )
                 await client.call(runtime.TASK_RESIZE, request)
             redraw = False
         except (NotFound, FailedPrecondition):
             pass  # it has exited
-        except (ShoalError, OSError) as error:
-            sys.stderr.write(f"shoal: the terminal's size was not passed on: {error}\r\n")
+        except (Unavailable, DeadlineExceeded):
+            changed.set()  # it is told once somebody is there to be told
+            await asyncio.sleep(_AGAIN_SECONDS)
+        except ShoalError as error:
+            tell(f"shoal: the terminal's size was not passed on: {error}\n")

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
+import socket
 import stat
-import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from typing import Literal, Self
@@ -19,11 +21,16 @@ from typing import Literal, Self
 from shoal_bus.types import Stdio
 
 from shoal_cli.detach import KeyWatch
+from shoal_cli.telling import tell
 
 _CHUNK = 1 << 16
 _QUIET_SECONDS = 0.5
 """After the exit, a stream somebody still holds open is at its end when nothing came for so long."""
+_QUIET_TERMINAL_SECONDS = 3.0
+"""The same for a terminal, which a supervisor copies: it may be slow to have its turn."""
 _LONGEST_SECONDS = 10.0
+_LEAVING_SECONDS = 2.0
+"""How long we try to be rid of what we have read, when we leave what isn't at its end."""
 
 Left = Literal["detached", "hung up", "unwanted"]
 """Why we stop before the process does: the detach keys, our terminal is gone, or nobody takes our output any more."""
@@ -49,7 +56,8 @@ class Streams:
                 self._open_input(self._stdio.stdin)
             for path, target in ((self._stdio.stdout, 1), (self._stdio.stderr, 2)):
                 if path:
-                    output = _Output(path, target, self._unwanted)
+                    quiet = _QUIET_TERMINAL_SECONDS if self._stdio.terminal else _QUIET_SECONDS
+                    output = _Output(path, target, quiet, self._unwanted)
                     self._stack.callback(output.close)
                     self._outputs.append(output)
         except BaseException:
@@ -86,7 +94,7 @@ class Streams:
 
     def _unwanted(self, error: OSError) -> None:
         if error.errno not in (errno.EPIPE, errno.EIO):
-            sys.stderr.write(f"shoal: what came out could not be written: {error.strerror}\r\n")
+            tell(f"shoal: what came out could not be written: {error.strerror}\n")
         self._leave("hung up" if error.errno == errno.EIO else "unwanted")
 
     def started(self, end_input: Callable[[], Awaitable[None]]) -> None:
@@ -96,6 +104,11 @@ class Streams:
         self._close_hold()
         if self._with_stdin:
             self._pump = asyncio.create_task(self._copy_stdin(end_input))
+
+    @property
+    def ended(self) -> bool:
+        """Whether all that comes out has ended: nobody has it open any more."""
+        return all(output.ended for output in self._outputs)
 
     async def finish(self) -> None:
         """The process has exited: copies what is still on its way."""
@@ -141,17 +154,24 @@ class Streams:
 class _Output:
     """One stream that comes out: a FIFO, copied to a file descriptor of ours. `unwanted` hears that nobody takes it."""
 
-    def __init__(self, path: str, target: int, unwanted: Callable[[OSError], None]) -> None:
-        self._unwanted = unwanted
+    def __init__(self, path: str, target: int, quiet: float, unwanted: Callable[[OSError], None]) -> None:
+        self._quiet, self._unwanted = quiet, unwanted
         self._read = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        # While we hold a writing end ourselves there is no end of file before the process has opened it.
+        # While we hold a writing end ourselves there is no end of file: not before the process has opened it.
         self._hold = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._target = _patient(target)
+        is_socket = stat.S_ISSOCK(os.fstat(target).st_mode)
+        self._socket = socket.socket(fileno=os.dup(self._target)) if is_socket else None
         self._pending = b""
         self._ended = asyncio.Event()
         self._last = 0.0
 
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
     def begin(self) -> None:
+        self._close_hold()
         asyncio.get_running_loop().add_reader(self._read, self._copy)
 
     def _copy(self) -> None:
@@ -165,17 +185,25 @@ class _Output:
         self._pending = data
         self._drain()
 
+    def _write(self) -> None:
+        if self._socket is not None:
+            written = self._socket.send(self._pending, socket.MSG_DONTWAIT)
+        else:
+            written = os.write(self._target, self._pending)
+        self._pending = self._pending[written:]
+
     def _drain(self) -> None:
         """Writes what was read; until all of it is, nothing more is read."""
         loop = asyncio.get_running_loop()
         try:
             while self._pending:
-                self._pending = self._pending[os.write(self._target, self._pending) :]
+                self._write()
         except BlockingIOError:
             loop.remove_reader(self._read)
             loop.add_writer(self._target, self._drained)
         except OSError as error:
             # The supervisor holds the pipe open, so that the process isn't told by itself.
+            self._pending = b""
             self._unwanted(error)
             self._end()
         self._last = loop.time()
@@ -198,29 +226,42 @@ class _Output:
 
     async def finish(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._hold >= 0:
-            os.close(self._hold)
-            self._hold = -1
         self._last = began = loop.time()
         while not self._ended.is_set():
             now = loop.time()
             if self._pending:
                 began += now - self._last  # whoever reads us takes his time
                 self._last = now
-            elif now - self._last > _QUIET_SECONDS or now - began > _LONGEST_SECONDS:
+            elif now - self._last > self._quiet or now - began > _LONGEST_SECONDS:
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.02):
                     await self._ended.wait()
 
-    def close(self) -> None:
-        self._end()
+    def _close_hold(self) -> None:
         if self._hold >= 0:
             os.close(self._hold)
             self._hold = -1
+
+    def _hand_over(self) -> None:
+        """What has been read and isn't written yet nobody can read again: it is ours to write, if anybody takes it."""
+        poll = select.poll()
+        poll.register(self._target, select.POLLOUT)
+        deadline = time.monotonic() + _LEAVING_SECONDS
+        with suppress(OSError):
+            while self._pending and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                with suppress(BlockingIOError):
+                    self._write()
+
+    def close(self) -> None:
+        self._end()
+        self._close_hold()
+        self._hand_over()
         if self._target >= 0:
             os.close(self._target)
             self._target = -1
+        if self._socket is not None:
+            self._socket.close()
 
 
 def _patient(target: int) -> int:

@@ -117,6 +117,9 @@ def client_command(
 
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*own, *common]]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    # A paragraph of ours may be several lines; each would be a line of the help, however wide that is.
+    text = inspect.getdoc(function) or ""
+    command.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del command.__wrapped__
     return command

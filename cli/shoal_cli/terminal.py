@@ -10,6 +10,7 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from shoal_bus.api.runtime import ConsoleSize
 from shoal_bus.errors import FailedPrecondition
 
 
@@ -35,10 +36,13 @@ def raw() -> Iterator[None]:
         signal.signal(signal.SIGTTOU, ignored)
 
 
-def window() -> tuple[int, int]:
-    """Its width and height in characters."""
-    size = os.get_terminal_size(sys.stdin.fileno())
-    return size.columns, size.lines
+def size() -> ConsoleSize | None:
+    """Its size, or None where it has none that it knows, or isn't there."""
+    try:
+        found = os.get_terminal_size(sys.stdin.fileno())
+    except (OSError, ValueError, AttributeError):  # no terminal; closed; none at all
+        return None
+    return ConsoleSize(width=found.columns, height=found.lines) if found.columns and found.lines else None
 
 
 def kind() -> str:

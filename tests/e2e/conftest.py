@@ -44,6 +44,13 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shoal]:
 
 
 @pytest.fixture(scope="module")
+def box(node: Shoal, image: str) -> str:
+    """The id of a container that does nothing: something to exec into."""
+    node.ok("run", "-d", "--name", "box", image, "sleep", "100000")
+    return "box"
+
+
+@pytest.fixture(scope="module")
 def image(node: Shoal, busybox: str) -> str:
     """That image, pulled."""
     node.ok("pull", busybox)

@@ -8,11 +8,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 START_SECONDS = 60.0
 COMMAND = [sys.executable, "-I", "-m", "shoal_cli"]
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """What `condition()` returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def refused(done: subprocess.CompletedProcess[str], status: int, code: str, *words: str) -> None:
+    """A command that failed as it should: its exit code, and one line with the canonical code and these words."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("shoal: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.endswith(f" [{code}]\n"), done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
 
 
 class Shoal:
@@ -117,7 +138,8 @@ class Shoal:
     def __exit__(self, *_: object) -> None:
         if self._process is None:
             return
-        for container in json.loads(self.run("ps", "--all", "--json").stdout or "[]"):
-            self.run("rm", "--force", container["id"])
+        left = [container["id"] for container in json.loads(self.run("ps", "--all", "--json").stdout or "[]")]
+        if left:
+            self.run("rm", "--force", *left)
         if self.stop() != 0:
             raise AssertionError(self.log.read_text()[-6000:])

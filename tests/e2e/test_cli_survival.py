@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.shoal import Shoal
+from tests.e2e.terminal import Terminal
 from tests.support.leaks import Leaks
 
 
@@ -93,3 +94,44 @@ def test_an_attached_run_survives_a_kill_of_the_runtime_service(fresh: Shoal, bu
     os.kill(fresh.pids["runtime"], signal.SIGKILL)
     assert running.stdout.read() == b"over\n"
     assert running.wait(60) == 4
+
+
+def test_who_is_attached_goes_on_without_the_node_and_finds_the_next_one(fresh: Shoal, busybox: str) -> None:
+    fresh.ok("pull", "--quiet", busybox)
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    deaf = fresh.spawn("run", "--name", "deaf", busybox, "sh", "-c", "echo begun; sleep 1000", **pipes)
+    assert deaf.stdout is not None
+    assert deaf.stdout.readline() == b"begun\n"
+    with Terminal(fresh, "run", "--name", "shell", "-it", "-e", "PS1=$ ", busybox, "sh") as terminal:
+        terminal.until_raw()
+        os.kill(fresh.pids["runtime"], signal.SIGKILL)
+        terminal.type(b"echo $((40 + 2))\r")
+        terminal.until(b"\n42\r\n")
+        assert fresh.stop() == 0
+        deaf.send_signal(signal.SIGINT)
+        terminal.resize(44, 120)
+        terminal.type(b"echo $((40 + 3))\r")
+        terminal.until(b"\n43\r\n")
+        # A signal that can't be passed on: who is interrupted leaves, and says what becomes of the container.
+        out, err = deaf.communicate(timeout=60)
+        assert (deaf.returncode, out) == (128 + signal.SIGINT, b"")
+        first, second = err.decode().splitlines()
+        assert first.startswith("shoal: SIGINT was not passed on: ")
+        assert second == "shoal: container deaf goes on; come back with `shoal attach deaf`"
+        fresh.up()
+        # The size is passed on once there is somebody to tell, and the exit comes as ever.
+        deadline = time.monotonic() + 60
+        while True:
+            terminal.type(b'echo "[$(stty size)]"\r')
+            if b"[44 120]" in terminal.until(b"]\r\n"):
+                break
+            assert time.monotonic() < deadline
+        terminal.type(b"exit 5\r")
+        assert terminal.ends() == 5
+        assert terminal.modes == terminal.before
+        assert b"shoal" not in terminal.shown
+        assert b"bus" not in terminal.shown.lower().replace(b"busybox", b"")
+    assert {one["id"]: one["task"]["status"] for one in fresh.json("ps", "-a")} == {
+        "deaf": "running",
+        "shell": "stopped",
+    }

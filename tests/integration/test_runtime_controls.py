@@ -112,6 +112,21 @@ async def test_limits_are_changed_while_it_runs(node: RuntimeNode) -> None:
     else:
         found = [(root / paths[""][1:] / name).read_text() for name in ("memory.max", "pids.max")]
     assert [int(text) for text in found] == [48 << 20, 20]
+    # The container has them, too: a next task begins with them.
+    container = await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="one"))
+    assert container.spec["linux"]["resources"] == change
+    await node.client.call(
+        api.TASK_UPDATE, api.UpdateTask(container_id="one", resources={"pids": {"limit": 30}, "cpu": {"shares": 512}})
+    )
+    container = await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="one"))
+    change |= {"pids": {"limit": 30}, "cpu": {**change["cpu"], "shares": 512}}
+    assert container.spec["linux"]["resources"] == change
+    with pytest.raises(FailedPrecondition):
+        await node.client.call(
+            api.TASK_UPDATE, api.UpdateTask(container_id="one", resources={"memory": {"limit": 4096}})
+        )
+    container = await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="one"))
+    assert container.spec["linux"]["resources"] == change
     with pytest.raises(InvalidArgument):
         await node.client.call(
             api.TASK_UPDATE, api.UpdateTask(container_id="one", resources={"memory": {"limit": "x"}})

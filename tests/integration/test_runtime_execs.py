@@ -104,9 +104,70 @@ async def test_an_exec_may_have_a_terminal_and_its_input(node: RuntimeNode) -> N
     assert text.endswith("1999\n2000\n")
 
 
+async def test_a_terminal_has_its_size_from_the_first_moment(node: RuntimeNode) -> None:
+    await node.run("one", "sleep", "60")
+    for number in range(3):
+        output = node.directory / f"out-{number}"
+        stdio = Stdio(stdout=f"file://{output}", terminal=True)
+        size = api.ConsoleSize(width=101 + number, height=33)
+        await exec(node, "one", f"e{number}", "stty", "size", stdio=stdio, console_size=size)
+        assert (await exit_of(node, "one", f"e{number}")).exit_status == 0
+        await delete(node, "one", f"e{number}")
+        assert output.read_bytes() == b"33 %d\r\n" % (101 + number)
+
+
+async def test_an_exec_has_the_capabilities_it_asks_for_or_is_refused(node: RuntimeNode) -> None:
+    await node.run("one", "sleep", "60")
+
+    async def held(*capabilities: str) -> int:
+        output = node.directory / "status"
+        output.unlink(missing_ok=True)
+        more = {"capabilities": list(capabilities), "stdio": Stdio(stdout=f"file://{output}")}
+        await exec(node, "one", "e", "grep", "CapEff", "/proc/self/status", **more)
+        await exit_of(node, "one", "e")
+        await delete(node, "one", "e")
+        return int(output.read_text().split()[1], 16)
+
+    net_admin = 1 << 12
+    usual = await held()
+    assert not usual & net_admin
+    assert await held("net_admin") == usual | net_admin
+    assert await held("ALL") == int(next(
+        line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")
+    ), 16)  # fmt: skip
+    with pytest.raises(InvalidArgument, match="no such capability"):
+        await exec(node, "one", "e", "true", capabilities=["CAP_NONSENSE"])
+
+
+async def test_an_exec_that_nobody_asks_after_is_removed_when_it_has_ended(node: RuntimeNode) -> None:
+    await node.run("one", "sleep", "60")
+    await exec(node, "one", "e", "sleep", "0.3", remove=True)
+    assert (await exit_of(node, "one", "e")).exit_status == 0
+    place = next((node.node.state / "runtime" / "shims").iterdir())
+    deadline = asyncio.get_running_loop().time() + 20
+    while True:
+        try:
+            await node.client.call(api.TASK_GET, api.ProcessRequest(container_id="one", exec_id="e"))
+        except NotFound:
+            break
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.05)
+    assert [entry.name for entry in place.iterdir() if entry.name.startswith("exec-")] == []
+    await exec(node, "one", "e", "sleep", "60", remove=True)  # the name is free again
+    await node.kill("one")
+    await node.wait("one")
+    await node.delete("one")
+    await node.topics_end("one", "/tasks/delete")
+    exits = [event.payload["id"] for event in node.events if event.topic == "/tasks/exit"]
+    assert exits == ["e", "e", "one"]
+
+
 async def test_wrong_execs_are_refused_with_their_codes(node: RuntimeNode) -> None:
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="container nobody: not found"):
         await exec(node, "nobody", "e", "true")
+    await node.container("idle", "true")
+    with pytest.raises(NotFound, match="container idle: has no task"):
+        await exec(node, "idle", "e", "true")
     await node.run("one", "sleep", "60")
     with pytest.raises(InvalidArgument, match=r"process.*args"):
         await exec(node, "one", "e")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import field_validator
 from shoal_bus import wire
 from shoal_bus.errors import BY_CODE, Code, Internal, NotFound, ShoalError, Unknown, from_exception, from_wire
 from shoal_bus.identifiers import check_identifier
@@ -37,6 +38,22 @@ def test_message_ignores_what_it_does_not_know_and_request_refuses_it() -> None:
     assert Told.unpack(data).name == "a"
     with pytest.raises(InvalidArgument, match="nmae"):
         Asked.unpack(pack({"name": "a", "nmae": "b"}))
+
+
+class Loud(Request):
+    words: str = ""
+
+    @field_validator("words")
+    @classmethod
+    def _check(cls, value: str) -> str:
+        if value != value.upper():
+            raise ValueError("Must be as LOUD as CAP_NET_ADMIN")
+        return value
+
+
+def test_a_validators_own_words_are_told_as_they_are() -> None:
+    with pytest.raises(InvalidArgument, match=r"^Loud: words: must be as LOUD as CAP_NET_ADMIN$"):
+        Loud.of({"words": "quiet"})
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def test_version_is_quick() -> None:
     assert done.stdout.startswith("shoal ")
     assert time.monotonic() - began < 1.0
     assert json.loads(shoal("version", "--json").stdout)["version"]
+    assert shoal("--version").stdout == done.stdout
 
 
 @pytest.mark.parametrize(
@@ -117,22 +118,19 @@ def test_bash_completes_commands_and_options() -> None:
 def test_help_names_every_command_and_the_exit_codes() -> None:
     text = shoal("--help").stdout
     commands = (
-        "up",
-        "containerd",
-        "nodes",
-        "version",
-        "completion",
-        "pull",
-        "images",
-        "rmi",
-        "run",
-        "ps",
-        "kill",
-        "stop",
+        "up containerd nodes version completion pull images rmi run ps kill stop rm inspect exec attach pause resume"
+        " update checkpoint stats top events network"
     )
-    for name in (*commands, "stop", "rm", "inspect", "events", "network"):
+    for name in commands.split():
         assert name in text
     assert "Exit codes" in text
+
+
+def test_help_is_as_wide_as_the_terminal() -> None:
+    text = shoal("attach", "--help", COLUMNS="100").stdout
+    paragraph = text.split("exits with its status.")[1].split("Arguments")[0]
+    lines = [line.strip() for line in paragraph.splitlines() if line.strip(" ─╭")]
+    assert all(len(line) > 75 for line in lines[:-1]), lines
 
 
 def test_an_attached_terminal_is_left_as_it_was(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from shoal_bus.api.runtime import RunTask
-from shoal_bus.errors import BY_CODE, Code, InvalidArgument
+from shoal_bus.errors import BY_CODE, Code, FailedPrecondition, InvalidArgument
 from shoal_bus.events import Event
 from shoal_bus.message import now
-from shoal_cli.errors import EXIT_CODES, RUN_FAILED, exit_code
+from shoal_cli.errors import EXIT_CODES, RUN_FAILED, exit_code, start_exit_code
 from shoal_cli.events import Wanted, parse_since, services_of_topics
 from shoal_cli.reference import normalise
 from shoal_cli.request import environment, labels, network, signal_number
@@ -145,3 +145,20 @@ def test_every_error_has_an_exit_code_that_none_of_shells_own_is() -> None:
     for code, kind in BY_CODE.items():
         assert code is Code.OK or 1 <= exit_code(kind("x")) < RUN_FAILED
     assert EXIT_CODES[Code.NOT_FOUND] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ('runc create: unable to start container process: exec: "x": executable file not found in $PATH', 127),
+        ('runc create: unable to start container process: exec: "/x": stat /x: no such file or directory', 127),
+        ('runc exec: unable to start container process: exec: "/x": permission denied', 126),
+        ("crun create: executable file `x` not found in $PATH: No such file or directory", 127),
+        ("crun exec: executable file `/x` not found: No such file or directory", 127),
+        ("crun create: open executable: Permission denied", 126),
+        ('runc exec: chdir to cwd ("/x") set in config.json failed: no such file or directory', RUN_FAILED),
+        ("container web-1: its task is stopped, an exec needs a running one", RUN_FAILED),
+    ],
+)
+def test_a_command_that_cannot_be_run_has_a_shells_status(words: str, status: int) -> None:
+    assert start_exit_code(FailedPrecondition(words)) == status

@@ -76,15 +76,17 @@ def test_quiet_leaves_out_what_is_no_warning_and_still_hears_it() -> None:
     assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["process.restarts"]
 
 
-def test_the_bus_keeps_its_port_and_shows_its_credential_to_nobody(tmp_path: Path) -> None:
+def test_the_bus_keeps_its_address_and_shows_its_credential_to_nobody(tmp_path: Path) -> None:
     first = EmbeddedBus("n", tmp_path / "root", tmp_path / "state")
     first.command()
     second = EmbeddedBus("n", tmp_path / "root", tmp_path / "state")
-    assert first.address.urls == second.address.urls
-    assert first.address.password != second.address.password
+    assert first.address == second.address
+    assert len(first.address.password) >= 32
+    assert first.address.password != EmbeddedBus("n", tmp_path / "root", tmp_path / "other").address.password
     config = tmp_path / "state/nats/nats.conf"
-    assert config.stat().st_mode & 0o777 == 0o600
     assert "127.0.0.1" in config.read_text()
+    for path in (config, config.with_name("password")):
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 class Heard:

@@ -49,7 +49,8 @@ async def run(
 ) -> int:
     """Run a container; exits with its status, or with 125 when shoal failed.
 
-    Everything after IMAGE is the container's: options for run go before it.
+    Everything after the image is the container's: options for run go before it. Signals are passed on; one that comes
+    three times in two seconds leaves the container to itself, and `shoal attach` comes back to it.
     """
     from shoal_bus.errors import ShoalError
 

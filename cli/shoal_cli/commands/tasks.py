@@ -28,12 +28,14 @@ async def exec(
     user: Annotated[str, typer.Option("--user", "-u", help="USER[:GROUP], names or ids.", show_default=False)] = "",
     cwd: Annotated[str, typer.Option("--cwd", "-w", help="Working directory.", show_default=False)] = "",
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="KEY=VALUE, or KEY for its value here.")] = None,
-    cap_add: Annotated[list[str] | None, typer.Option("--cap-add", help="A capability more, as NET_ADMIN.")] = None,
+    cap_add: Annotated[
+        list[str] | None, typer.Option("--cap-add", help="A capability more, as NET_ADMIN; or ALL.")
+    ] = None,
     detach_keys: Annotated[str, DETACH_KEYS] = "ctrl-p,ctrl-q",
 ) -> int:
     """Run a further process in a container; exits with its status, or with 125 when shoal failed.
 
-    Everything after CONTAINER is the command's: options for exec go before it.
+    Everything after the container's id is the command's: options for exec go before it.
     """
     from shoal_bus.api.runtime import ExecTask
     from shoal_bus.errors import InvalidArgument, ShoalError
@@ -42,7 +44,7 @@ async def exec(
     from shoal_cli.detach import parse_keys
     from shoal_cli.errors import report, start_exit_code
     from shoal_cli.fifos import Fifos
-    from shoal_cli.request import capabilities, environment
+    from shoal_cli.request import environment
 
     try:
         if detach and (tty or interactive):
@@ -50,7 +52,7 @@ async def exec(
         keys = parse_keys(detach_keys)
         request = ExecTask.of({
             "container_id": container, "exec_id": execution.generated_id(), "args": command, "start": True,
-            "env": environment(env or []), "cwd": cwd, "user": user, "capabilities": capabilities(cap_add or []),
+            "env": environment(env or []), "cwd": cwd, "user": user, "capabilities": cap_add or [],
         })  # fmt: skip
         async with target.client() as client:
             if detach:

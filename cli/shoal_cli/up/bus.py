@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from shoal_bus.connection import Address
@@ -35,7 +36,8 @@ def binary() -> str:
 class EmbeddedBus:
     """Its files: `<state>/nats/` for the configuration, readable by root alone, and `<root>/nats/` for the streams.
 
-    The port stays the same from one start to the next where it can; the credential is new each time.
+    Port and credential stay the same from one start to the next where they can: a command that is attached to a
+    container, or follows events, finds the bus again.
     """
 
     def __init__(self, node: str, root: Path, state: Path) -> None:
@@ -43,7 +45,7 @@ class EmbeddedBus:
         for path in (self._directory, self._store):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._node = node
-        self._password = secrets.token_urlsafe(32)
+        self._password = self._credential()
         self._port = self._choose()
 
     @property
@@ -66,6 +68,17 @@ class EmbeddedBus:
                 )
             )
         return [binary(), "--config", str(config)]
+
+    def _credential(self) -> str:
+        remembered = self._directory / "password"
+        with suppress(FileNotFoundError):
+            if known := remembered.read_text().strip():
+                return known
+        password = secrets.token_urlsafe(32)
+        fd = os.open(remembered, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(f"{password}\n")
+        return password
 
     def _choose(self) -> int:
         remembered = self._directory / "port"

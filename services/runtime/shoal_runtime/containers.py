@@ -16,6 +16,7 @@ from shoal_bus.message import Empty, now, pack, unpack
 
 from shoal_runtime.restart.rows import follow_labels, forget
 from shoal_runtime.spec import check_spec
+from shoal_runtime.spec.resources import updated
 
 _PAGE = 32
 _COLUMNS = "id, image, labels, runtime, options, snapshotter, snapshot_key, network, created_at, updated_at"
@@ -60,6 +61,31 @@ class Containers:
         follow_labels(tx, namespace, record.id, record.labels)
         made = api.ContainerCreated(id=record.id, image=record.image, runtime=api.ContainerRuntime(name=record.runtime))
         tx.emit(namespace, api.CONTAINERS_CREATE, made)
+
+    def limit(self, tx: Transaction, namespace: str, id: str, resources: dict[str, Any]) -> None:
+        """Has the container's next task the limits that this one was given."""
+        record = self.find(namespace, id)
+        if record is not None:
+            linux = record.spec.get("linux") or {}
+            linux = {**linux, "resources": updated(linux.get("resources") or {}, resources)}
+            self._write(tx, namespace, record.model_copy(update={"spec": {**record.spec, "linux": linux}}))
+
+    @staticmethod
+    def _write(tx: Transaction, namespace: str, record: api.Container) -> api.Container:
+        """Writes what may change of a record, with its time and its event."""
+        record = record.model_copy(update={"updated_at": now()})
+        tx.execute(
+            "UPDATE containers SET image = ?, labels = ?, snapshot_key = ?, spec = ?, updated_at = ?"
+            " WHERE namespace = ? AND id = ?",
+            (record.image, pack(record.labels), record.snapshot_key, pack(record.spec),
+             record.updated_at.timestamp(), namespace, record.id),
+        )  # fmt: skip
+        follow_labels(tx, namespace, record.id, record.labels)
+        event = api.ContainerUpdated(
+            id=record.id, image=record.image, labels=record.labels, snapshot_key=record.snapshot_key
+        )
+        tx.emit(namespace, api.CONTAINERS_UPDATE, event)
+        return record
 
     @staticmethod
     def drop(tx: Transaction, namespace: str, id: str) -> bool:
@@ -110,8 +136,7 @@ class Containers:
 
     async def update(self, ctx: Context, request: api.UpdateContainer) -> api.Container:
         with self._db.write() as tx:
-            record = _updated(self.require(ctx.namespace, request.id), request)
-            _write(tx, ctx.namespace, record)
+            record = self._write(tx, ctx.namespace, _updated(self.require(ctx.namespace, request.id), request))
             ctx.answer(tx, record)
         for callback in self._on_updated:
             callback(ctx.namespace, request.id)
@@ -120,7 +145,7 @@ class Containers:
     def relabel(self, tx: Transaction, namespace: str, id: str, labels: Mapping[str, str]) -> None:
         """Sets some of a container's labels, with the event; the others stay."""
         record = self.require(namespace, id)
-        _write(tx, namespace, record.model_copy(update={"labels": {**record.labels, **labels}, "updated_at": now()}))
+        self._write(tx, namespace, record.model_copy(update={"labels": {**record.labels, **labels}}))
 
     async def delete(self, ctx: Context, request: api.ContainerRequest) -> Empty:
         key = (ctx.namespace, request.id)
@@ -137,26 +162,11 @@ class Containers:
         return Empty()
 
 
-def _write(tx: Transaction, namespace: str, record: api.Container) -> None:
-    """A changed record, with its event."""
-    tx.execute(
-        "UPDATE containers SET image = ?, labels = ?, snapshot_key = ?, spec = ?, updated_at = ?"
-        " WHERE namespace = ? AND id = ?",
-        (record.image, pack(record.labels), record.snapshot_key, pack(record.spec), record.updated_at.timestamp(),
-         namespace, record.id),
-    )  # fmt: skip
-    follow_labels(tx, namespace, record.id, record.labels)
-    event = api.ContainerUpdated(
-        id=record.id, image=record.image, labels=record.labels, snapshot_key=record.snapshot_key
-    )
-    tx.emit(namespace, api.CONTAINERS_UPDATE, event)
-
-
 def _updated(record: api.Container, request: api.UpdateContainer) -> api.Container:
     """`record` with the fields that `request` names, or else all that it gives."""
     given = ["labels", "image", "snapshot_key", "spec"]
     fields = request.fields or [name for name in given if getattr(request, name)]
-    change: dict[str, Any] = {"updated_at": now(), "labels": dict(record.labels)}
+    change: dict[str, Any] = {"labels": dict(record.labels)}
     for field in fields:
         if field.startswith("labels."):
             label = field.removeprefix("labels.")

@@ -15,6 +15,7 @@ from shoal_bus.events import Topic
 from shoal_bus.message import Empty, Message
 
 from shoal_runtime import pids
+from shoal_runtime.containers import Containers
 from shoal_runtime.restart.rows import Rows
 from shoal_runtime.spec.check import check_resources
 from shoal_runtime.supervisor import Supervisor
@@ -24,8 +25,8 @@ from shoal_runtime.tasks import Tasks
 class Controls:
     """The verbs that leave a task where it is."""
 
-    def __init__(self, database: Database, tasks: Tasks, supervisor: Supervisor) -> None:
-        self._db, self._tasks, self._supervisor = database, tasks, supervisor
+    def __init__(self, database: Database, containers: Containers, tasks: Tasks, supervisor: Supervisor) -> None:
+        self._db, self._containers, self._tasks, self._supervisor = database, containers, tasks, supervisor
         self._restarts = Rows(database)
 
     def _living(self, ctx: Context, id: str, exec_id: str = "") -> Any:
@@ -88,6 +89,9 @@ class Controls:
         self._living(ctx, request.container_id)
         check_resources(request.resources)
         await self._supervisor.update(ctx.namespace, request.container_id, request.resources)
+        with self._db.write() as tx:
+            self._containers.limit(tx, ctx.namespace, request.container_id, request.resources)
+            ctx.answer(tx, Empty())
         return Empty()
 
     async def checkpoint(self, ctx: Context, request: api.CheckpointTask) -> Empty:
@@ -98,7 +102,10 @@ class Controls:
         path = Path(request.path)
         if not path.is_absolute():
             raise InvalidArgument(f"path {request.path!r}: must be absolute")
-        made = await asyncio.to_thread(_make_directory, path)
+        try:
+            made = await asyncio.to_thread(_make_directory, path)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise FailedPrecondition(f"checkpoint {path}: no directory can be there: {error.strerror}") from None
         try:
             await self._supervisor.checkpoint(ctx.namespace, request.container_id, str(path), _flags(request))
         except Exception:

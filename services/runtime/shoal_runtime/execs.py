@@ -22,6 +22,7 @@ from shoal_bus.types import Mount, Stdio
 from shoal_runtime.containers import Containers
 from shoal_runtime.exits import KILLED, Exits, exit_of
 from shoal_runtime.spec import fit_to_host
+from shoal_runtime.spec.capabilities import added_for_exec
 from shoal_runtime.spec.check import check_process
 from shoal_runtime.spec.users import find_user
 from shoal_runtime.supervisor import ExitRecord, Supervisor
@@ -52,9 +53,9 @@ class Execs:
                 if _status(tx, ctx.namespace, id) not in ("created", "running"):
                     raise NotFound(f"container {id}: has no running task any more")
                 tx.execute(
-                    "INSERT INTO tasks (namespace, id, exec_id, request_id, status, process, stdio)"
-                    " VALUES (?, ?, ?, ?, 'created', ?, ?)",
-                    (ctx.namespace, id, exec_id, ctx.id, pack(process), request.stdio.pack()),
+                    "INSERT INTO tasks (namespace, id, exec_id, request_id, status, process, stdio, auto_remove)"
+                    " VALUES (?, ?, ?, ?, 'created', ?, ?, ?)",
+                    (ctx.namespace, id, exec_id, ctx.id, pack(process), request.stdio.pack(), int(request.remove)),
                 )
                 if request.start:
                     ctx.begin(tx)
@@ -87,8 +88,12 @@ class Execs:
                 process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)}
             if request.capabilities:
                 sets = process.setdefault("capabilities", {})
+                more = added_for_exec(container.spec, request.capabilities)
                 for name in ("bounding", "effective", "permitted"):
-                    sets[name] = list(dict.fromkeys([*(sets.get(name) or []), *request.capabilities]))
+                    sets[name] = list(dict.fromkeys([*(sets.get(name) or []), *more]))
+            process.pop("consoleSize", None)  # that of the first process's terminal
+            if request.stdio.terminal and request.console_size is not None:
+                process["consoleSize"] = request.console_size.model_dump()
         process["terminal"] = request.stdio.terminal
         check_process(process)
         fitted: dict[str, Any] = fit_to_host({"process": process})["process"]
@@ -129,24 +134,31 @@ class Execs:
 
     async def delete(self, ctx: Context, id: str, exec_id: str, force: bool) -> api.Exit:
         """Removes an exec that has ended, or never began, and says how it ended."""
-        row = self._tasks.require(ctx.namespace, id, exec_id)
+        return await self.remove(ctx.namespace, id, exec_id, force=force, answer=ctx)
+
+    async def remove(
+        self, namespace: str, id: str, exec_id: str, *, force: bool = False, answer: Context | None = None
+    ) -> api.Exit:
+        """The same, as the end of a request (`answer`) or of nobody's; the exec's lock is held."""
+        row = self._tasks.require(namespace, id, exec_id)
         if row["status"] == "running" and not force:
             raise FailedPrecondition(f"container {id}: its exec {exec_id} is running", hint="kill it first")
         record: ExitRecord | None = None
         if row["pid"]:
             try:
-                record = await self._supervisor.delete_exec(ctx.namespace, id, exec_id, force)
+                record = await self._supervisor.delete_exec(namespace, id, exec_id, force)
             except NotFound:
                 record = None  # its container's shim is gone, or a copy that died had it forget this one
         told: api.Exit | None = None
         with self._db.write() as tx:
             if row["pid"]:
-                told = self._exits.record(tx, record or _killed(ctx.namespace, row))
-            exit = exit_of(self._require(tx, ctx.namespace, id, exec_id))
-            tx.execute("DELETE FROM tasks WHERE namespace = ? AND id = ? AND exec_id = ?", (ctx.namespace, id, exec_id))
-            ctx.answer(tx, exit)
+                told = self._exits.record(tx, record or _killed(namespace, row))
+            exit = exit_of(self._require(tx, namespace, id, exec_id))
+            tx.execute("DELETE FROM tasks WHERE namespace = ? AND id = ? AND exec_id = ?", (namespace, id, exec_id))
+            if answer is not None:
+                answer.answer(tx, exit)
         if told is not None:
-            self._exits.announce(ctx.namespace, told)
+            self._exits.announce(namespace, told)
         return exit
 
     def end_all(self, tx: Transaction, namespace: str, id: str) -> list[api.Exit]:

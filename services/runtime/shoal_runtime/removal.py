@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -25,6 +26,9 @@ from shoal_runtime.tasks import Tasks
 
 log = structlog.get_logger(__name__)
 
+_Key = tuple[str, str, str]
+"""Namespace, container and, where it is one, exec."""
+
 _SWEEP_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _AT_ONCE = 16
@@ -35,6 +39,7 @@ LEFT JOIN tasks ON tasks.namespace = runs.namespace AND tasks.id = runs.id AND t
 WHERE (runs.state != 'made' OR (runs.auto_remove AND (tasks.status IS NULL OR tasks.status = 'stopped')))
 AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = runs.request_id AND requests.state = 'begun')
 """
+_DUE_EXECS = "SELECT namespace, id, exec_id FROM tasks WHERE auto_remove AND status = 'stopped'"
 
 
 def lock_of(id: str) -> str:
@@ -42,9 +47,14 @@ def lock_of(id: str) -> str:
     return f"container/{id}"
 
 
-def lock_key(namespace: str, id: str) -> str:
-    """The same lock, as the harness names it among those of all namespaces."""
-    return f"{namespace} {lock_of(id)}"
+def lock_of_process(id: str, exec_id: str) -> str:
+    """The lock of what is done to one process. Execs have their own: many are started at once, and none waits."""
+    return lock_of(f"{id}/exec/{exec_id}" if exec_id else id)
+
+
+def lock_key(namespace: str, id: str, exec_id: str = "") -> str:
+    """The same locks, as the harness names them among those of all namespaces."""
+    return f"{namespace} {lock_of_process(id, exec_id)}"
 
 
 class Removal:
@@ -56,8 +66,8 @@ class Removal:
         self._db, self._locks, self._containers, self._tasks = database, locks, containers, tasks
         self._client_of = client_of
         self._wake = asyncio.Event()
-        self._busy: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._pauses: dict[tuple[str, str], tuple[float, float]] = {}
+        self._busy: dict[_Key, asyncio.Task[None]] = {}
+        self._pauses: dict[_Key, tuple[float, float]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def plan_of(self, namespace: str, id: str) -> RunPlan | None:
@@ -118,7 +128,7 @@ class Removal:
         self._wake.set()
 
     async def sweep_for_ever(self) -> None:
-        """Removes what is due: runs to be removed at their exit, and what a run or a removal left unfinished."""
+        """Removes what is due: runs and execs to be removed at their exit, and what a run or a removal left undone."""
         while True:
             try:
                 self._sweep()
@@ -140,24 +150,28 @@ class Removal:
 
     def _sweep(self) -> None:
         now = asyncio.get_running_loop().time()
-        for row in self._db.read(_DUE):
-            key = (row["namespace"], row["id"])
+        due: list[_Key] = [(row["namespace"], row["id"], "") for row in self._db.read(_DUE)]
+        due += [(row["namespace"], row["id"], row["exec_id"]) for row in self._db.read(_DUE_EXECS)]
+        for key in due:
             if key in self._busy or self._pauses.get(key, (0.0, 0.0))[0] > now:
                 continue
             task = asyncio.create_task(self._remove_due(*key))
             self._busy[key] = task
             task.add_done_callback(partial(self._no_longer_busy, key))
 
-    def _no_longer_busy(self, key: tuple[str, str], _: asyncio.Task[None]) -> None:
+    def _no_longer_busy(self, key: _Key, _: asyncio.Task[None]) -> None:
         self._busy.pop(key, None)
 
-    async def _remove_due(self, namespace: str, id: str) -> None:
-        key, lock = (namespace, id), lock_key(namespace, id)
+    async def _remove_due(self, namespace: str, id: str, exec_id: str) -> None:
+        key, lock = (namespace, id, exec_id), lock_key(namespace, id, exec_id)
         async with self._slots:
             if not self._locks.try_acquire(lock):
                 return  # somebody is at work on it; the next sweep looks again
             try:
-                if any((row["namespace"], row["id"]) == key for row in self._db.read(_DUE)):
+                if exec_id:
+                    with suppress(NotFound):  # its container has been removed meanwhile, or it has
+                        await self._tasks.execs.remove(namespace, id, exec_id)
+                elif any((row["namespace"], row["id"]) == key[:2] for row in self._db.read(_DUE)):
                     await self.carry_out(namespace, id)
                     log.info("container.removed", namespace=namespace, container=id)
                 self._pauses.pop(key, None)
@@ -166,8 +180,8 @@ class Removal:
                 self._pauses[key] = (asyncio.get_running_loop().time() + pause, pause)
                 expected = isinstance(error, ShoalError)
                 log.warning(
-                    "container.removal_failed", namespace=namespace, container=id, again_in=pause, error=str(error),
-                    exc_info=not expected,
+                    "container.removal_failed", namespace=namespace, container=id, exec=exec_id, again_in=pause,
+                    error=str(error), exc_info=not expected,
                 )  # fmt: skip
             finally:
                 self._locks.release(lock)

@@ -73,4 +73,8 @@ CREATE TABLE restarts (                       -- of containers that are to run o
     PRIMARY KEY (namespace, id)
 ) WITHOUT ROWID;
 """,
+    """
+ALTER TABLE tasks ADD COLUMN auto_remove INTEGER NOT NULL DEFAULT 0;  -- of an exec: removed when it has ended
+CREATE INDEX execs_to_remove ON tasks (status) WHERE auto_remove;
+""",
 ]

@@ -15,7 +15,7 @@ from shoal_runtime.controls import Controls
 from shoal_runtime.exits import ExitHeard, Exits
 from shoal_runtime.metrics import Metrics
 from shoal_runtime.reconcile import Reconciliation
-from shoal_runtime.removal import Removal, lock_of
+from shoal_runtime.removal import Removal, lock_of, lock_of_process
 from shoal_runtime.restart.decision import INTERVAL_SECONDS
 from shoal_runtime.restart.monitor import Monitor
 from shoal_runtime.restart.rows import Rows
@@ -43,10 +43,8 @@ def _positive(text: str) -> float:
     return seconds
 
 
-def _lock_of_process(request: api.ProcessRequest) -> str:
-    """Execs have locks of their own: many are started at once, and none waits for another."""
-    id = request.container_id
-    return lock_of(f"{id}/exec/{request.exec_id}" if request.exec_id else id)
+def _lock_of_process(request: api.ProcessRequest | api.ExecTask) -> str:
+    return lock_of_process(request.container_id, request.exec_id)
 
 
 async def setup(process: Process) -> None:
@@ -66,7 +64,7 @@ async def setup(process: Process) -> None:
     bundles = Bundles(process.state)
     containers = Containers(database, process.node.runtime)
     tasks = Tasks(database, containers, supervisor, exits, bundles)
-    controls = Controls(database, tasks, supervisor)
+    controls = Controls(database, containers, tasks, supervisor)
     removal = Removal(database, process.locks, containers, tasks, service.client.with_namespace)
     runs = Runs(database, process.locks, containers, tasks, removal, process.node.runtime)
     exits.on_recorded(lambda *_: removal.wake())
@@ -89,9 +87,7 @@ async def setup(process: Process) -> None:
     service.handle(api.CONTAINER_RESTART, starts.restart, lock=lambda r: lock_of(r.id))
     service.handle(api.NODE_HOLD_RESTARTS, starts.hold, lock=lambda _: "restarts")
     service.handle(api.TASK_CREATE, tasks.create, lock=lambda r: lock_of(r.container_id), begins_itself=True)
-    service.handle(
-        api.TASK_EXEC, tasks.execs.add, lock=lambda r: lock_of(f"{r.container_id}/exec/{r.exec_id}"), begins_itself=True
-    )
+    service.handle(api.TASK_EXEC, tasks.execs.add, lock=_lock_of_process, begins_itself=True)
     service.handle(api.TASK_START, tasks.start, lock=_lock_of_process, begins_itself=True)
     service.handle(api.TASK_WAIT, tasks.wait)
     service.handle(api.TASK_DELETE, tasks.delete, lock=_lock_of_process)

@@ -57,10 +57,13 @@ class Tasks:
         )
 
     def require(self, namespace: str, id: str, exec_id: str = "") -> Any:
-        """The row of a process, or NOT_FOUND."""
+        """The row of a process, or NOT_FOUND, which says what isn't there: the exec, the task, or the container."""
         row = self.find(namespace, id, exec_id)
         if row is None:
-            raise NotFound(f"container {id}: has no exec {exec_id}" if exec_id else f"container {id}: has no task")
+            if exec_id and self.find(namespace, id) is not None:
+                raise NotFound(f"container {id}: has no exec {exec_id}")
+            self._containers.require(namespace, id)
+            raise NotFound(f"container {id}: has no task")
         return row
 
     # ------------------------------------------------------------------------------------------------------------ verbs

@@ -70,6 +70,7 @@ from shoal_bus.api.runtime.metrics import (
     Stall,
 )
 from shoal_bus.api.runtime.options import (
+    ConsoleSize,
     Hook,
     Hooks,
     IdMapping,
@@ -167,6 +168,7 @@ __all__ = [
     "BlockMetrics",
     "CgroupMode",
     "CheckpointTask",
+    "ConsoleSize",
     "Container",
     "ContainerCreated",
     "ContainerDeleted",

@@ -201,6 +201,13 @@ class IdMapping(Request):
     size: int = Field(ge=1, le=_UINT32)
 
 
+class ConsoleSize(Request):
+    """A terminal's size in characters."""
+
+    width: int = Field(ge=1, le=65535)
+    height: int = Field(ge=1, le=65535)
+
+
 class SpecOptions(Request):
     """What an OCI specification is made from, besides the image's configuration. Defaults are containerd's.
 
@@ -229,6 +236,8 @@ class SpecOptions(Request):
     privileged: bool = False
     """Every capability and device of the node, nothing masked or read-only, and no seccomp profile."""
     no_new_privileges: bool = True
+    console_size: ConsoleSize | None = None
+    """The first size of its terminal, where it has one: resizing it comes after its first look."""
     rlimits: list[Rlimit] = []
     oom_score_adj: int | None = Field(default=None, ge=-1000, le=1000)
     seccomp: Literal["default", "unconfined"] | dict[str, Any] | None = None

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from shoal_bus.api.runtime.options import Capability, ConsoleSize
 from shoal_bus.identifiers import Identifier, check_identifier
 from shoal_bus.message import Empty, Message, Request
 from shoal_bus.types import Filter, Mount, Stdio
@@ -91,10 +92,14 @@ class ExecTask(TaskRequest):
     cwd: str = ""
     user: str = ""
     """`user[:group]` by number, or by a name in the container's own files."""
-    capabilities: list[str] = []
-    """Capabilities it has besides those of the container's first process, as `CAP_NET_ADMIN`."""
+    capabilities: list[Capability] = []
+    """Capabilities it has besides those of the container's first process, as `CAP_NET_ADMIN`; ALL for every one."""
+    console_size: ConsoleSize | None = None
+    """The first size of its terminal, where it has one."""
     stdio: Stdio = Stdio()
     start: bool = False
+    remove: bool = False
+    """When it exits, remove it: nobody will ask how it ended."""
 
 
 class KillTask(ProcessRequest):

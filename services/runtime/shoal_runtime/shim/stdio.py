@@ -206,7 +206,8 @@ class Terminal:
         try:
             # A writer kept open: without one, a FIFO nobody writes to reads as ended, for ever.
             self._in_keeper = self._open(stdin, os.O_RDWR) if stdin else -1
-            self._out_keeper = self._open(stdout, os.O_RDWR) if stdout else -1
+            is_file = stdout.startswith("file://")  # which needs no reader, and is made by the writer's opening
+            self._out_keeper = self._open(stdout, os.O_RDWR) if stdout and not is_file else -1
             self._out = self._open(stdout, os.O_WRONLY) if stdout else -1
             if logger is not None:
                 self._out = os.dup(logger.stdout)

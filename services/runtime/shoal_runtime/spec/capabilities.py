@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from shoal_bus.api.runtime import SpecOptions
 from shoal_bus.errors import FailedPrecondition, InvalidArgument
@@ -35,12 +37,10 @@ def capabilities_of(options: SpecOptions) -> list[str]:
     ALL is every one that this process has; a user namespace has every one that the kernel knows. INVALID_ARGUMENT for a
     name that is none, FAILED_PRECONDITION for one asked for by name that can't be given here.
     """
-    for name in {*options.cap_add, *options.cap_drop} - {"ALL", *NAMES}:
-        raise InvalidArgument(f"capability {name}: there is no such capability", hint="see capabilities(7)")
+    _check_names([*options.cap_add, *options.cap_drop])
     available = _known_here() if options.uid_mappings else held_here()
     added, dropped = set(options.cap_add), set(options.cap_drop)
-    for name in sorted(added - {"ALL", *available}):
-        raise FailedPrecondition(f"capability {name}: not held on this node, so it can't be given to a container")
+    _check_available(added, available)
     if options.privileged or "ALL" in added:
         wanted = set(available) - (dropped - added)
     elif "ALL" in dropped:
@@ -48,6 +48,25 @@ def capabilities_of(options: SpecOptions) -> list[str]:
     else:
         wanted = (set(CAPABILITIES) - dropped) | added
     return [name for name in NAMES if name in wanted]
+
+
+def added_for_exec(spec: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """The capabilities that an exec in the container of `spec` has besides; ALL and errors as with a container's."""
+    _check_names(names)
+    has_users = any(one.get("type") == "user" for one in (spec.get("linux") or {}).get("namespaces") or [])
+    available = _known_here() if has_users else held_here()
+    _check_available(names, available)
+    return available if "ALL" in names else [name for name in NAMES if name in names]
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in sorted({*names} - {"ALL", *NAMES}):
+        raise InvalidArgument(f"capability {name}: there is no such capability", hint="see capabilities(7)")
+
+
+def _check_available(names: Iterable[str], available: Sequence[str]) -> None:
+    for name in sorted({*names} - {"ALL", *available}):
+        raise FailedPrecondition(f"capability {name}: not held on this node, so it can't be given to a container")
 
 
 def _known_here() -> list[str]:

@@ -97,6 +97,8 @@ def _process(
         "rlimits": _rlimits(options.rlimits),
         "noNewPrivileges": options.no_new_privileges,
     }
+    if terminal and options.console_size is not None:
+        process["consoleSize"] = options.console_size.model_dump()
     if options.oom_score_adj is not None:
         process["oomScoreAdj"] = options.oom_score_adj
     return process

@@ -24,6 +24,17 @@ def resources_of(wanted: RunResources) -> dict[str, Any]:
     return {group: fields for group, fields in set_ones.items() if fields}
 
 
+def updated(before: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`linux.resources` with what an update names in the place of what was there: its other limits stay."""
+    return {
+        **before,
+        **{
+            name: {**(before.get(name) or {}), **value} if isinstance(value, dict) else value
+            for name, value in change.items()
+        },
+    }
+
+
 def cgroup_of(options: SpecOptions, namespace: str, id: str) -> str:
     """`linux.cgroupsPath`: containerd's `/<namespace>/<id>`, unless the caller has another."""
     if options.cgroup_parent:
