@@ -89,7 +89,8 @@ class FusedRuns:
     async def one(self, steps: Steps) -> None:
         id, client, runtime = new_id(), self._world.shoal.client, self._world.shoal.runtime
         gone = self._gone[id] = asyncio.Event()
-        request = api.RunTask(id=id, image=self._world.reference, args=["true"], runtime=runtime, remove=True)
+        spec = self._world.shoal.spec(id, ["true"])
+        request = api.RunTask(id=id, image=self._world.reference, spec=spec, runtime=runtime, remove=True)
         await steps.take("run", client.operate(api.TASK_RUN, request, timeout=60))
         status = await steps.take("wait", self._world.shoal.task_wait(id))
         async with asyncio.timeout(60):
@@ -127,14 +128,18 @@ async def measure(world: World, effort: Effort, *, runtime: str = "runc") -> lis
     try:
         async with FusedRuns.of(world) as runs:
             for concurrency in CONCURRENCY:
-                rows += await _measure(world, effort, runs, runtime, concurrency)
+                rows += await _measure(world, effort, runs, f"{concurrency} at once, {runtime}", runtime, concurrency)
+            with world.with_seccomp():
+                rows += await _measure(world, effort, runs, f"1 at once, {runtime}, seccomp", runtime, 1)
     finally:
         for side in world.sides:
             side.runtime = "runc"
     return rows
 
 
-async def _measure(world: World, effort: Effort, runs: FusedRuns, runtime: str, concurrency: int) -> list[Row]:
+async def _measure(
+    world: World, effort: Effort, runs: FusedRuns, mark: str, runtime: str, concurrency: int
+) -> list[Row]:
     steps = {name: Steps() for name in ("containerd", "shoal", "fused")}
     rates: dict[str, list[float]] = {name: [] for name in (*steps, "raw")}
     todo: dict[str, Callable[[], Awaitable[None]]] = {
@@ -149,13 +154,12 @@ async def _measure(world: World, effort: Effort, runs: FusedRuns, runtime: str, 
     for number in range(effort.rounds):
         for name, one in todo.items():
             rates[name].append(await rate(one, seconds=effort.seconds, concurrency=concurrency))
-        work = world.scratch.directory / f"raw-{runtime}-{concurrency}-{number}"
+        work = world.scratch.directory / f"raw-{mark.replace(', ', '-').replace(' ', '-')}-{number}"
         alone, raw_steps = await asyncio.to_thread(
             raw.measure, runtime, world.template, world.rootfs, work, world.scratch.mark,
             seconds=effort.seconds, concurrency=concurrency,
         )  # fmt: skip
         rates["raw"].append(alone)
-    mark = f"{concurrency} at once, {runtime}"
     world.steps |= {f"{name}, {mark}": taken.mean_ms() for name, taken in steps.items()}
     world.steps[f"{runtime} alone, {mark}"] = raw_steps
     containerd = rates["containerd"]

@@ -106,7 +106,7 @@ class Shoal(Side):
         await self.client.operate(content.IMAGE_PULL, content.PullImage(name=reference), timeout=120)
 
     async def generated_spec(self, reference: str) -> dict[str, Any]:
-        """What shoal generates for a run of an image: the specification that every container here is made from."""
+        """What shoal generates for a run of an image, without a host name: the base of every container here."""
         await self.client.operate(api.TASK_RUN, api.RunTask(id="template", image=reference, args=["true"]), timeout=60)
         container = await self.client.call(api.CONTAINER_GET, api.ContainerRequest(id="template"))
         await self.task_wait("template")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ class World:
     """The image, in a registry on loopback; both sides have it."""
     rootfs: Path
     """The image's files as a plain directory, for the raw runtime."""
+    seccomp: dict[str, Any]
+    """shoal's default seccomp profile. Containers here have none, as those of containerd's stress tool and of `ctr`."""
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
     """Mean milliseconds of each step of what was measured, by the measurement."""
     notes: list[str] = field(default_factory=list)
@@ -34,6 +36,19 @@ class World:
     @property
     def sides(self) -> tuple[Side, Side]:
         return self.containerd, self.shoal
+
+    @contextmanager
+    def with_seccomp(self) -> Iterator[None]:
+        """Containers made in the block have the profile."""
+        before = self.shoal.template
+        template = before | {"linux": before["linux"] | {"seccomp": self.seccomp}}
+        for side in self.sides:
+            side.template = template
+        try:
+            yield
+        finally:
+            for side in self.sides:
+                side.template = before
 
     @property
     def template(self) -> dict[str, Any]:
@@ -62,10 +77,12 @@ async def opened(scratch: Scratch) -> AsyncIterator[World]:
             await asyncio.to_thread(daemon.pull, scratch.mark, reference)
             await of_shoal.pull(reference)
             of_shoal.parent = parent
-            of_containerd.template = of_shoal.template = await of_shoal.generated_spec(reference)
+            generated = await of_shoal.generated_spec(reference)
+            seccomp = generated["linux"].pop("seccomp")
+            of_containerd.template = of_shoal.template = generated
             rootfs = disks["c"] / "rootfs"
             _busybox(rootfs)
-            yield World(scratch, of_containerd, of_shoal, reference, rootfs)
+            yield World(scratch, of_containerd, of_shoal, reference, rootfs, seccomp)
 
 
 def _busybox(directory: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -40,7 +40,6 @@ PATIENCE_SECONDS = 10.0
 _FIRST_ATTEMPT, _LONGEST_ATTEMPT = 3.0, 30.0
 _UNLIMITED = 3600.0
 """What a call without a limit tells the service it has left; it asks again long before."""
-_NO_RESPONDERS = "503"
 
 
 class Unreached(Unavailable):
@@ -245,19 +244,32 @@ class _Call:
     async def ask(self, extra: dict[str, str] | None = None) -> Reply:
         """One whole reply; asked again as long as none comes."""
         while True:
+            box = self._client.mux.open((self._client.node, self._verb.service))
             try:
-                chunks: list[bytes] = []
-                again: int | None = None
-                async with aclosing(self.replies(extra or {})) as replies:
-                    async for data, told in replies:
-                        chunks.append(data)
-                        again = told
+                first = await self._first(box, extra)
+                told = first.headers or {}
+                if wire.PART in told:
+                    reply = await self._whole(box, first)
+                else:
+                    self._raise(told)
+                    reply = Reply(first.data, _again(told))
                 self._attempts = self._silences = 0
                 self._reached = True
                 self._patience_ends = time.monotonic() + self._patience
-                return Reply(b"".join(chunks), again)
+                return reply
             except _Lost as lost:
                 await self.pause(lost)
+            finally:
+                self._client.mux.close(box)
+
+    async def _whole(self, box: Mailbox, first: Msg) -> Reply:
+        chunks: list[bytes] = []
+        again: int | None = None
+        async with aclosing(self._parts(box, first)) as parts:
+            async for data, told in parts:
+                chunks.append(data)
+                again = told
+        return Reply(b"".join(chunks), again)
 
     async def pause(self, lost: _Lost) -> None:
         """Waits a little before the next attempt, or raises what there is to say."""
@@ -274,54 +286,61 @@ class _Call:
 
     async def replies(self, extra: dict[str, str]) -> AsyncGenerator[tuple[bytes, int | None], None]:
         """The payloads of one attempt, the last one with what it says of asking again."""
+        box = self._client.mux.open((self._client.node, self._verb.service))
+        try:
+            first = await self._first(box, extra)
+            async with aclosing(self._parts(box, first)) as parts:
+                async for part in parts:
+                    yield part
+        finally:
+            self._client.mux.close(box)
+
+    async def _first(self, box: Mailbox, extra: dict[str, str] | None) -> Msg:
+        """Asks once, and returns what comes first."""
         mux = self._client.mux
         connection = mux.connection
         if not connection.is_connected:
             # Patience is for a bus that is away, too.
             async with self._client.away():
                 await connection.wait_up(min(self._left(), max(0.01, self._patience_ends - time.monotonic())))
-        finished, last_ack = False, ""
-        box = mux.open((self._client.node, self._verb.service))
         try:
-            try:
-                await mux.start()
-                await mux.watch(self._client.node, self._verb.service)
-                left = self._left()
-                headers = self.headers(left if left != float("inf") else _UNLIMITED) | extra
-                await connection.publish(self.subject, self.payload, box.subject, headers)
-            except nats.errors.Error as error:
-                raise _Lost("the bus isn't there") from error
-            silence, expected = self._silence(), 1
+            await mux.start()
+            await mux.watch(self._client.node, self._verb.service)
+            left = self._left()
+            headers = self.headers(left if left != float("inf") else _UNLIMITED)
+            connection.send(self.subject, self.payload, box.subject, headers | extra if extra else headers)
+        except nats.errors.Error as error:
+            raise _Lost("the bus isn't there") from error
+        return await self._next(box, self._silence(), started=False)
+
+    async def _parts(self, box: Mailbox, message: Msg) -> AsyncGenerator[tuple[bytes, int | None], None]:
+        """The payloads of a sequence that begins with `message`."""
+        finished, last_ack, expected = False, "", 1
+        try:
             while True:
-                message = await self._next(box, silence, started=expected > 1)
                 told = message.headers or {}
-                if told.get("Status") == _NO_RESPONDERS:
-                    raise _Lost("no responders")
-                again = int(told[wire.AGAIN]) if wire.AGAIN in told else None
                 if wire.PART not in told:
                     finished = True
                     self._raise(told)
-                    yield message.data, again
+                    yield message.data, _again(told)
                     return
-                silence = wire.PART_IDLE_SECONDS
                 number = int(told[wire.PART])
-                if number < expected:
-                    continue  # a sign of life, or a second answer to a request asked twice
                 if number > expected:
                     raise _Lost
-                expected += 1
-                last_ack = message.reply
-                finished = wire.END in told
-                if message.data or finished:
-                    yield message.data, again  # what came before an error comes before it here, too
-                if finished:
-                    self._raise(told)
-                    return
-                await self._acknowledge(message.reply, b"")
+                if number == expected:  # and not a sign of life, or a second answer to a request asked twice
+                    expected += 1
+                    last_ack = message.reply
+                    finished = wire.END in told
+                    if message.data or finished:
+                        yield message.data, _again(told)  # what came before an error comes before it here, too
+                    if finished:
+                        self._raise(told)
+                        return
+                    self._acknowledge(message.reply, b"")
+                message = await self._next(box, wire.PART_IDLE_SECONDS, started=expected > 1)
         finally:
-            mux.close(box)
             if not finished and last_ack:
-                await self._acknowledge(last_ack, wire.STOP)
+                self._acknowledge(last_ack, wire.STOP)
 
     def _silence(self) -> float:
         """How long an attempt may go unanswered. At a verb that waits the service itself says something in time."""
@@ -334,20 +353,23 @@ class _Call:
     async def _next(self, box: Mailbox, seconds: float, *, started: bool) -> Msg:
         while True:
             try:
-                async with self._client.away(), asyncio.timeout(min(seconds, self._left())):
-                    message = await box.queue.get()
+                async with self._client.away():
+                    message = await box.next(min(seconds, self._left()))
             except TimeoutError:
                 self._left()
                 self._silences += 1
                 raise _Lost from None
-            if message is not None:
+            if message is None:
+                if not started or not self._client.connection.is_connected:
+                    raise _Lost  # a new copy is there, or the bus is back: whoever was asked may be gone
+            elif message.headers is not None and message.headers.get("Status") == wire.NO_RESPONDERS:
+                raise _Lost("no responders")
+            else:
                 return message
-            if not started or not self._client.connection.is_connected:
-                raise _Lost  # a new copy is there, or the bus is back: whoever was asked may be gone
 
-    async def _acknowledge(self, subject: str, data: bytes) -> None:
+    def _acknowledge(self, subject: str, data: bytes) -> None:
         with suppress(nats.errors.Error):
-            await self._client.mux.connection.publish(subject, data)
+            self._client.mux.connection.send(subject, data)
 
     @staticmethod
     def _raise(headers: Any) -> None:
@@ -359,3 +381,7 @@ class _Call:
 def decode_any(data: bytes) -> Any:
     """A reply's payload without its model: for tools that print whatever came."""
     return unpack(data) if data else {}
+
+
+def _again(headers: Mapping[str, str]) -> int | None:
+    return int(headers[wire.AGAIN]) if wire.AGAIN in headers else None

@@ -6,23 +6,31 @@ It reconnects for ever, and sends nothing late: what was written while the serve
 nats-py closes a connection for good on most errors the server reports, loses its reader to a late PONG or to a message
 that it can't decode, and can run two reconnections at once; so the state machine here is our own, and small: anything
 that goes wrong ends in `_reconnect`, of which there is one at a time.
+
+What is done for every message is our own, too: it is written in the loop's next turn, together with whatever else
+there is to write by then, and one that was read is handed to its `listen`er without a queue and a task in between.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import nats.errors
 from nats.aio.client import PING_PROTO
 from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.protocol import command
 from pydantic import BaseModel
 
 from shoal_bus import logs
 from shoal_bus.errors import Unauthenticated, Unavailable
+from shoal_bus.framing import Parser, plain_headers, pub
+from shoal_bus.receiver import Receiver
 
 log = logs.get_logger(__name__)
 
@@ -32,6 +40,12 @@ CONNECT_TIMEOUT_SECONDS = 2
 
 R = TypeVar("R")
 Hook = Callable[[], Awaitable[None] | None]
+Listener = Callable[[Msg], None]
+
+_UNWRITTEN = 256 * 1024
+"""Bytes that the server hasn't taken yet before more are kept back: kept back, they are forgotten on disconnect."""
+_PENDING_BYTES = 1 << 30
+_BLANK = re.compile(r"[ \t\r\n]")
 
 
 class Address(BaseModel):
@@ -49,6 +63,13 @@ class Connection(Nats):
 
     def __init__(self) -> None:
         super().__init__()
+        self._parser = Parser(self)
+        self._ps = self._parser  # type: ignore[assignment]
+        self._listeners: dict[int, Listener] = {}
+        self._writing = False
+        self._closing: asyncio.Task[None] | None = None
+        self._full = asyncio.Event()
+        """The server takes nothing more for now."""
         self.up = asyncio.Event()
         self.generation = 0
         """Rises each time the server is lost: what was known of the other side may be so no more."""
@@ -98,13 +119,110 @@ class Connection(Nats):
         self._kept = True
         self.up.set()
 
+    # -------------------------------------------------------------------------------------------------- of each message
+
+    async def listen(self, subject: str, listener: Listener, *, queue: str = "") -> Subscription:
+        """A subscription whose messages are given to `listener` as they are read. It must neither block nor raise."""
+        subscription = await self.subscribe(subject, queue, cb=_unheard, pending_bytes_limit=_PENDING_BYTES)
+        self._listeners[subscription._id] = listener
+        return subscription
+
+    def send(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """`publish`, at once: it is written in the loop's next turn."""
+        if self._status != Nats.CONNECTED and not self.is_connected:
+            raise nats.errors.ConnectionClosedError if self.is_closed else nats.errors.OutboundBufferLimitError
+        if self.is_draining_pubs:
+            raise nats.errors.ConnectionDrainingError
+        if len(payload) > self._max_payload:
+            raise nats.errors.MaxPayloadError
+        if not subject or _BLANK.search(subject) or _BLANK.search(reply):
+            raise nats.errors.BadSubjectError
+        command = pub(subject, reply, payload, headers)
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += len(payload)
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        self._write_soon()
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Publishes a message. Raises nats-py's errors, at once when the server isn't there."""
+        self.send(subject, payload, reply, headers)
+
+    def _write_soon(self) -> None:
+        if not self._writing:
+            self._writing = True
+            asyncio.get_running_loop().call_soon(self._write)
+
+    def _write(self) -> None:
+        self._writing = False
+        if not self._pending or self._full.is_set() or self._transport is None or not self.is_connected:
+            return
+        data, self._pending, self._pending_data_size = b"".join(self._pending), [], 0
+        self._transport.write(data)
+        writer = getattr(self._transport, "_io_writer", None)  # a websocket has none: it is waited for each time
+        if writer is None or writer.transport.get_write_buffer_size() > _UNWRITTEN:
+            self._full.set()
+
+    async def _read_loop(self) -> None:
+        # nats-py's task for reading. Here it waits for the end: what comes is parsed as it comes.
+        reader, writer = (getattr(self._transport, name, None) for name in ("_io_reader", "_io_writer"))
+        if reader is None or writer is None:
+            await super()._read_loop()  # a websocket's
+            return
+        receiver = Receiver(self._parser)
+        await receiver.take_over(reader, writer)
+        await self._process_op_err(await receiver.ended)
+
+    async def _flusher(self) -> None:
+        # nats-py's task for writing. Here it waits for a server that takes nothing more to go on.
+        while True:
+            await self._full.wait()
+            assert self._transport is not None
+            try:
+                await self._transport.drain()  # type: ignore[no-untyped-call]
+            except OSError as error:
+                await self._process_op_err(error)
+                return
+            self._full.clear()
+            self._write_soon()
+
+    async def _flush_pending(self, force_flush: bool = False) -> None:
+        self._write_soon()
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        super()._remove_sub(sid, max_msgs)
+        self._listeners.pop(sid, None)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        try:
+            listener = self._listeners.get(sid)
+            if listener is None:
+                await super()._process_msg(sid, subject, reply, data, headers)
+                return
+            self.stats["in_msgs"] += 1
+            self.stats["in_bytes"] += len(data)
+            told = plain_headers(headers) if headers else None
+            if headers and told is None:
+                told = await self._process_headers(headers)
+            listener(Msg(self, subject.decode(), reply.decode(), data, told or None, _sid=sid))
+        except (ValueError, IndexError, TypeError) as error:  # not UTF-8, headers that are none
+            log.warning("bus.message_dropped", error=type(error).__name__, subject=repr(subject[:200]))
+
     # ------------------------------------------------------------------------------------ what nats-py calls on trouble
 
     async def _process_err(self, err_msg: str) -> None:
         if "permissions violation" in err_msg:
             await self._error_cb(nats.errors.Error(f"nats: {err_msg.strip(chr(39))}"))
             return
-        await self._process_op_err(nats.errors.Error(f"nats: {err_msg.strip(chr(39))}"))
+        error = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
+        if self._kept:
+            await self._process_op_err(error)
+        else:  # nats-py's way to close waits for this and that, which the parser doesn't
+            self._closing = asyncio.create_task(self._process_op_err(error))
 
     async def _process_op_err(self, e: Exception) -> None:
         if not self._kept:
@@ -132,12 +250,6 @@ class Connection(Nats):
             return
         await super()._process_pong()
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        try:
-            await super()._process_msg(sid, subject, reply, data, headers)
-        except (ValueError, IndexError, TypeError) as error:  # not UTF-8, headers that are none
-            log.warning("bus.message_dropped", error=type(error).__name__, subject=repr(subject[:200]))
-
     # -------------------------------------------------------------------------------------------------------- reconnect
 
     def _begin_reconnect(self, error: Exception) -> None:
@@ -154,6 +266,7 @@ class Connection(Nats):
         # What hasn't been written is for callers who will have asked again: it must not be sent late.
         self._pending.clear()
         self._pending_data_size = 0
+        self._full.clear()
 
     async def _reconnect(self) -> None:
         while True:
@@ -261,6 +374,10 @@ def _options(address: Address, name: str, inbox_prefix: str) -> dict[str, Any]:
     if address.creds:
         options["user_credentials"] = address.creds
     return options
+
+
+async def _unheard(_: Msg) -> None:
+    raise AssertionError("it has a listener")
 
 
 async def _on_error(error: Exception) -> None:

@@ -15,6 +15,7 @@ from nats.js import JetStreamContext
 from nats.js.api import Header
 
 from shoal_bus import logs, streams, subjects
+from shoal_bus.clock import ServerClock
 from shoal_bus.connection import Connection
 from shoal_bus.errors import InvalidArgument, Unavailable
 from shoal_bus.events import Event
@@ -45,17 +46,23 @@ async def read_events(
     *,
     since: datetime | None = None,
     start: int | None = None,
+    moment: float | None = None,
     follow: bool = True,
     domain: str = "",
 ) -> AsyncGenerator[Received, None]:
     """Events on `patterns` (of `subjects.event_pattern`; none means all), from now on.
 
-    `since` replays from a time, `start` from a sequence; without `follow` it ends where the stream did when it began.
+    `since` replays from a time of the server's clock, `moment` from one of this machine (of `clock.passing`) or shortly
+    before, `start` from a sequence; without `follow` it ends where the stream did when it began.
     A connection that is lost, a consumer the server forgot and a stream that lost its newest minutes are mended.
     Close it (`contextlib.aclosing`) to have the server forget its consumer at once.
     """
     reader = _Reader(connection, JetStreamContext(connection, domain=domain or None), patterns)
     try:
+        if moment is not None:
+            await connection.up.wait()
+            await reader.ensure()
+            since = await ServerClock(connection, streams.EVENTS, domain=domain).at(moment)
         left = await reader.begin(since, start)
         while follow or left > 0:
             try:
@@ -87,8 +94,11 @@ class _Reader:
         # The newest event taken of each outbox: theirs come in order, so that an older one is one that came again.
         self._newest: dict[str, EventId] = {}
 
-    async def begin(self, since: datetime | None, start: int | None) -> int:
+    async def ensure(self) -> None:
         await streams.ensure_events(self._js)
+
+    async def begin(self, since: datetime | None, start: int | None) -> int:
+        await self.ensure()
         if start is not None:
             self._sequence = max(1, start) - 1
         elif since is not None:

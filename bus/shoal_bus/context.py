@@ -16,7 +16,7 @@ from shoal_bus.message import Message, Request
 from shoal_bus.verb import OperationVerb, Verb
 
 if TYPE_CHECKING:
-    from shoal_bus.once import Requests
+    from shoal_bus.once import Intent, Requests
 
 Req = TypeVar("Req", bound=Request)
 Rep = TypeVar("Rep", bound=Message)
@@ -42,15 +42,33 @@ class Context:
     """Set when this service is about to stop."""
     log: Any = field(default_factory=structlog.get_logger)
     _requests: Requests | None = None
+    _intent: Intent | None = None
+    """The request, as long as it isn't recorded: of a handler that does that itself."""
+    _begun_in: Transaction | None = None
     _report: Callable[[Message], None] | None = None
     answered: bytes | None = None
 
+    def begin(self, tx: Transaction) -> None:
+        """Records the request in a transaction of its handler's, if it isn't yet: see `Service.handle`."""
+        if self._requests is not None and self._intent is not None and self._begun_in is not tx:
+            self._requests.record(tx, self._intent)
+            self._begins_in(tx)
+
     def answer(self, tx: Transaction, reply: Message) -> None:
         """Records the reply in the same transaction as the change that it reports."""
-        if self._requests is not None:
-            packed = reply.pack()
+        if self._requests is None:
+            return
+        packed = reply.pack()
+        if self._intent is None or self._begun_in is tx:
             self._requests.finish(tx, self.id, packed)
-            tx.on_commit(lambda: setattr(self, "answered", packed))
+        else:
+            self._requests.record(tx, self._intent, packed)
+            self._begins_in(tx)
+        tx.on_commit(lambda: setattr(self, "answered", packed))
+
+    def _begins_in(self, tx: Transaction) -> None:
+        self._begun_in = tx  # until it has committed, another transaction would have to record the request again
+        tx.on_commit(lambda: setattr(self, "_intent", None))
 
     def progress(self, progress: Message) -> None:
         """Tells the caller of an operation how far it is. Cheap: intermediate states may be skipped."""

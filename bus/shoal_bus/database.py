@@ -22,8 +22,8 @@ from typing import Any
 
 from shoal_bus import subjects
 from shoal_bus.errors import FailedPrecondition, ResourceExhausted
-from shoal_bus.events import Event, Topic
-from shoal_bus.message import Message, now
+from shoal_bus.events import Topic
+from shoal_bus.message import Message, now, pack
 
 Row = sqlite3.Row
 
@@ -93,17 +93,18 @@ class Transaction:
             # Another copy may have begun a newer one since this one started; ids have to rise with the rows.
             self._epoch = str(self.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0])
         whole_node = namespace in ("", subjects.WHOLE_NODE)
-        event = Event(
-            node=self._node,
-            namespace="" if whole_node else namespace,
-            service=service,
-            topic=topic,
-            id=id,
-            timestamp=now(),
-            payload=payload,
-        )
+        # As `Event.pack` would: a model of it would be made to be taken apart again.
+        event = {
+            "node": self._node,
+            "namespace": "" if whole_node else namespace,
+            "service": service,
+            "topic": topic,
+            "id": id,
+            "timestamp": now(),
+            "payload": payload,
+        }
         subject = subjects.event(self._node, subjects.WHOLE_NODE if whole_node else namespace, service, topic, id)
-        packed = event.pack()
+        packed = pack(event)
         if len(packed) > LARGEST_EVENT:
             raise ResourceExhausted(f"event {topic} has {len(packed)} bytes, at most {LARGEST_EVENT} are allowed")
         self.execute("INSERT INTO outbox (epoch, subject, payload) VALUES (?, ?, ?)", (self._epoch, subject, packed))

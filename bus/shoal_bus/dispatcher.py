@@ -36,10 +36,11 @@ import structlog
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from shoal_bus import subjects
+from shoal_bus import streams, subjects
 from shoal_bus.api import commands as api
 from shoal_bus.client import Unreached
-from shoal_bus.command_queue import HELD, CommandQueue, ServerClock
+from shoal_bus.clock import ServerClock
+from shoal_bus.command_queue import HELD, CommandQueue
 from shoal_bus.commands import Command, Verbs, read
 from shoal_bus.database import Database
 from shoal_bus.errors import Code, Internal, InvalidArgument, ShoalError, Unavailable, from_exception
@@ -139,7 +140,7 @@ class Dispatcher:
         self._db, self._locks, self._verbs = database, locks, verbs
         self._js = JetStreamContext(service.connection, domain=domain or None)
         self._queue = CommandQueue(self._js, service.connection, service.node)
-        self._clock = ServerClock(self._js, service.connection)
+        self._clock = ServerClock(service.connection, streams.COMMANDS, domain=domain)
         self._held: dict[tuple[int, datetime], _Held] = {}
         self._bytes = 0
         self._chains: dict[tuple[str, str], deque[_Held]] = {}
@@ -264,9 +265,14 @@ class Dispatcher:
                 return outcome
             await asyncio.sleep(progress.pause)
 
+    async def _is_late(self, command: Command) -> bool:
+        if command.expires is None:
+            return False
+        return (await self._clock.now() - command.submitted).total_seconds() > command.expires
+
     async def _try(self, command: Command, progress: _Progress) -> Message | None:
         """One look at a command whose turn it is: how it ended, or None where it is to be tried again."""
-        if not progress.handed and await self._clock.passed(command):
+        if not progress.handed and await self._is_late(command):
             return _expired(command)
         if progress.attempts >= ATTEMPTS:
             return _failed(command, Internal(f"command {command.id}: begun {progress.attempts} times, and never ended"))

@@ -16,7 +16,7 @@ from shoal_bus.database import Database
 from shoal_bus.errors import Cancelled, Code, DeadlineExceeded, ShoalError, from_exception
 from shoal_bus.locks import Locks
 from shoal_bus.message import Request
-from shoal_bus.once import Recorded, Requests
+from shoal_bus.once import Intent, Recorded, Requests
 from shoal_bus.registered import Registered
 from shoal_bus.verb import OperationVerb
 
@@ -49,28 +49,46 @@ class Execution:
         slots: asyncio.Semaphore,
     ) -> bytes:
         """The reply to a request: of this very execution, or of the one that was made under its id before."""
-        answer = self._answer(registered, context, payload)
-        if answer is not None:
-            return answer
         key = registered.lock_key(context.namespace, request)
-        # The lock comes before the slot: those who wait for a lock must not keep its holder's calls from a slot.
-        async with self.locks.hold(key):
-            await self.finish_orphans(key, context.id)
-            answer = self._answer(registered, context, payload)
-            if answer is not None:
+        if not self.locks.try_acquire(key):
+            # A repeat of what is done needn't wait for those at work.
+            found = self.requests.find(context.id, registered.name, context.namespace, payload)
+            if found is not None and (answer := found.outcome()) is not None:
                 return answer
-            async with Slot(slots) as slot:
-                if context.ends is not None and time.monotonic() > context.ends:
-                    raise DeadlineExceeded(f"{registered.name}: the caller's time was up before its turn came")
-                context.resumed = self.requests.get(context.id) is not None
-                if not context.resumed:
-                    self.requests.begin(context.id, registered.name, context.namespace, key, payload, headers)
-                context.client.away = slot.away
-                return await self.carry_out(registered, context, request)
+            # The lock comes before the slot: those who wait for it must not keep its holder's calls from a slot.
+            await self.locks.acquire(key)
+        try:
+            return await self._once(registered, context, request, payload, headers, slots, key)
+        finally:
+            self.locks.release(key)
 
-    def _answer(self, registered: Registered, context: Context, payload: bytes) -> bytes | None:
-        found = self.requests.find(context.id, registered.name, context.namespace, payload)
-        return None if found is None else found.outcome()
+    async def _once(
+        self,
+        registered: Registered,
+        context: Context,
+        request: Request,
+        payload: bytes,
+        headers: Mapping[str, str],
+        slots: asyncio.Semaphore,
+        key: str,
+    ) -> bytes:
+        found, others = self.requests.look(context.id, registered.name, context.namespace, payload, key)
+        if others:
+            await self.finish_orphans(key, context.id)
+        if found is not None and (answer := found.outcome()) is not None:
+            return answer
+        async with Slot(slots) as slot:
+            if context.ends is not None and time.monotonic() > context.ends:
+                raise DeadlineExceeded(f"{registered.name}: the caller's time was up before its turn came")
+            context.resumed = found is not None
+            if not context.resumed:
+                intent = Intent(context.id, registered.name, context.namespace, key, payload, headers)
+                if registered.begins_itself:
+                    context._intent = intent
+                else:
+                    self.requests.begin(intent)
+            context.client.away = slot.away
+            return await self.carry_out(registered, context, request)
 
     async def carry_out(
         self, registered: Registered, context: Context, request: Request, *, keep_error: bool = False
@@ -85,14 +103,13 @@ class Execution:
             if context.answered is not None:
                 context.log.exception("request.failed_after_its_answer")
                 return context.answered
-            self.requests.fail(context.id, from_exception(raised), keep=keep_error)
+            self.requests.fail(context.id, from_exception(raised), keep=keep_error, intent=context._intent)
             raise
-        if context.answered is not None:
-            return context.answered
-        answer: bytes = reply.pack()
-        with self._database.write() as tx:
-            self.requests.finish(tx, context.id, answer)
-        return answer
+        if context.answered is None:
+            with self._database.write() as tx:
+                context.answer(tx, reply)
+        assert context.answered is not None
+        return context.answered
 
     # ----------------------------------------------------------------------------------------------- what the dead left
 

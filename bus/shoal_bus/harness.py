@@ -32,7 +32,7 @@ from nats.micro.service import ServiceConfig
 from shoal_bus import subjects, wire
 from shoal_bus.admission import Slot
 from shoal_bus.client import Client
-from shoal_bus.connection import Connection
+from shoal_bus.connection import Connection, Listener
 from shoal_bus.context import Context
 from shoal_bus.database import Database
 from shoal_bus.errors import (
@@ -133,7 +133,7 @@ class Service:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._in_flight: dict[tuple[str, str], _InFlight] = {}
         self._background: list[asyncio.Task[Any]] = []
-        self._broadcasts: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
+        self._broadcasts: dict[str, Callable[[bytes], None]] = {}
         self._before_stop: list[Callable[[], Awaitable[None]]] = []
 
     # ---------------------------------------------------------------------------------------------------- registration
@@ -144,15 +144,20 @@ class Service:
         handler: Callable[[Context, Req], Awaitable[Rep]],
         *,
         lock: Callable[[Req], str] | None = None,
+        begins_itself: bool = False,
     ) -> None:
         """Answers `verb` with `handler`. For a verb that mutates, `lock` says what it changes, as `container/web-1`.
 
         Handlers under one lock of one namespace run one after another, whichever copy they are in. Such a handler may
         be called again, with `resumed`, for a request that a dead copy began.
+
+        The request is committed before the handler is called. One that `begins_itself` has no effect before its first
+        transaction, and records the request in that one: by `ctx.begin(tx)`, or by `ctx.answer(tx, …)` where there is
+        no other. That saves a transaction.
         """
         if verb.mutates and (lock is None or self._execution is None):
             raise ValueError(f"{verb.name} mutates: it needs a lock, and the service a database and locks")
-        self._verbs[verb.name] = Registered(verb, handler, lock)
+        self._verbs[verb.name] = Registered(verb, handler, lock, begins_itself=begins_itself)
 
     def stream(self, verb: StreamVerb[Req, Rep], handler: Callable[[Context, Req], AsyncIterator[Rep]]) -> None:
         """Answers `verb` with the items an asynchronous generator yields."""
@@ -175,7 +180,7 @@ class Service:
             raise ValueError(f"{verb.name} is an operation: its service needs a database and locks")
         self._verbs[verb.name] = Registered(verb, handler, lock, undo)
 
-    def on_broadcast(self, name: str, callback: Callable[[bytes], Awaitable[None] | None]) -> None:
+    def on_broadcast(self, name: str, callback: Callable[[bytes], None]) -> None:
         """Calls `callback` with what any copy of this service on this node broadcasts under `name` (also this one)."""
         self._broadcasts[name] = callback
 
@@ -263,23 +268,21 @@ class Service:
         with suppress(nats.errors.Error, TimeoutError):
             await self.connection.flush(2)
 
-    async def _subscribe_broadcast(self, name: str, callback: Callable[[bytes], Awaitable[None] | None]) -> None:
-        async def heard(message: Msg) -> None:
-            result = callback(message.data)
-            if result is not None:
-                await result
+    async def _subscribe_broadcast(self, name: str, callback: Callable[[bytes], None]) -> None:
+        def heard(message: Msg) -> None:
+            try:
+                callback(message.data)
+            except Exception:
+                log.exception("broadcast.failed", broadcast=name)
 
-        await self.connection.subscribe(subjects.broadcast(self.node, self.name, name), cb=heard)
+        await self.connection.listen(subjects.broadcast(self.node, self.name, name), heard)
 
     # --------------------------------------------------------------------------------------------------------- receive
 
-    def _receiver(self, registered: Registered) -> Callable[[Msg], Awaitable[None]]:
-        async def receive(message: Msg) -> None:
-            self._spawn(self._serve(registered, message, time.monotonic()))
+    def _receiver(self, registered: Registered) -> Listener:
+        return lambda message: self._spawn(self._serve(registered, message, time.monotonic()))
 
-        return receive
-
-    async def _receive_for_all(self, message: Msg) -> None:
+    def _receive_for_all(self, message: Msg) -> None:
         resource_and_verb = message.subject.split(".")[5:]
         registered = self._verbs.get(".".join([self.name, *resource_and_verb]))
         if registered is not None:
@@ -345,7 +348,10 @@ class Service:
             trace=headers.get(wire.TRACEPARENT, ""),
             ends=ends,
             draining=self.draining,
-            log=log.bind(request=id, node=self.node, namespace=namespace, subject=message.subject),
+            # Bound when it is used, which it isn't by most requests.
+            log=structlog.get_logger(
+                __name__, request=id, node=self.node, namespace=namespace, subject=message.subject
+            ),
         )
 
     async def _dispatch(

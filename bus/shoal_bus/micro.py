@@ -6,27 +6,23 @@ running handlers one after another, and drain instead of unsubscribing.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from typing import cast
 
-from nats.aio.msg import Msg
 from nats.micro.service import Endpoint, EndpointConfig, Service
 
-Receiver = Callable[[Msg], Awaitable[None]]
-
-_PENDING_BYTES = 1 << 30
+from shoal_bus.connection import Connection, Listener
 
 
 class AnsweredEndpoint(Endpoint):
     """nats.micro's endpoint for its figures and its INFO; `receive` gets the messages."""
 
-    def __init__(self, service: Service, config: EndpointConfig, receive: Receiver) -> None:
+    def __init__(self, service: Service, config: EndpointConfig, receive: Listener) -> None:
         super().__init__(service, config)
         self._receive = receive
 
     async def _start(self) -> None:
-        self._subscription = await self._service._client.subscribe(
-            subject=self._subject, queue=self._queue_group, cb=self._receive, pending_bytes_limit=_PENDING_BYTES
-        )
+        connection = cast(Connection, self._service._client)
+        self._subscription = await connection.listen(self._subject, self._receive, queue=self._queue_group or "")
 
     async def _stop(self) -> None:
         if self._subscription is not None:
@@ -47,7 +43,7 @@ class MicroService(Service):
     """nats.micro's service, with endpoints that drain."""
 
     async def answer(
-        self, *, name: str, subject: str, queue_group: str, receive: Receiver, metadata: dict[str, str]
+        self, *, name: str, subject: str, queue_group: str, receive: Listener, metadata: dict[str, str]
     ) -> AnsweredEndpoint:
         """Subscribes to `subject`, and shows it."""
         config = EndpointConfig(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -13,14 +13,40 @@ from shoal_bus import subjects, wire
 from shoal_bus.connection import Connection
 
 
-@dataclass
 class Mailbox:
     """The replies to one request, as they come; None says that the one who was asked may be gone."""
 
-    subject: str
-    about: tuple[str, str] = ("", "")
-    """The node and the service that was asked."""
-    queue: asyncio.Queue[Msg | None] = field(default_factory=asyncio.Queue)
+    def __init__(self, subject: str, about: tuple[str, str] = ("", "")) -> None:
+        """`about` are the node and the service that was asked."""
+        self.subject, self.about = subject, about
+        self._messages: deque[Msg | None] = deque()
+        self._waiting: asyncio.Future[None] | None = None
+
+    def put(self, message: Msg | None) -> None:
+        """Lays a message into it."""
+        self._messages.append(message)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def next(self, seconds: float | None = None) -> Msg | None:
+        """The next message; TimeoutError where none comes within `seconds`. For one who waits at a time."""
+        if not self._messages:
+            # asyncio.Queue and asyncio.timeout do the same for several times the price, and this is done for each call.
+            loop = asyncio.get_running_loop()
+            waiting = self._waiting = loop.create_future()
+            timer = None if seconds is None else loop.call_later(max(0.0, seconds), _expire, waiting)
+            try:
+                await waiting
+            finally:
+                self._waiting = None
+                if timer is not None:
+                    timer.cancel()
+        return self._messages.popleft()
+
+
+def _expire(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_exception(TimeoutError())
 
 
 class Mux:
@@ -44,7 +70,7 @@ class Mux:
         if self._started is None:
             self._started = asyncio.get_running_loop().create_future()
             try:
-                await self.connection.subscribe(f"{self.prefix}.*", cb=self._deliver)
+                await self.connection.listen(f"{self.prefix}.*", self._deliver)
             except BaseException as error:
                 self._started.set_exception(error)
                 self._started.exception()
@@ -61,11 +87,9 @@ class Mux:
             return
         self._watched.add(about)
 
-        async def ready(_: Msg) -> None:
-            self._interrupt(about)
-
         try:
-            await self.connection.subscribe(subjects.broadcast(node, service, subjects.READY), cb=ready)
+            ready = subjects.broadcast(node, service, subjects.READY)
+            await self.connection.listen(ready, lambda _: self._interrupt(about))
         except BaseException:
             self._watched.discard(about)
             raise
@@ -90,12 +114,12 @@ class Mux:
     def _interrupt(self, about: tuple[str, str] | None) -> None:
         for box in self._boxes.values():
             if about is None or box.about == about:
-                box.queue.put_nowait(None)
+                box.put(None)
 
-    async def _deliver(self, message: Msg) -> None:
+    def _deliver(self, message: Msg) -> None:
         box = self._boxes.get(message.subject.rpartition(".")[2])
         if box is not None:
-            box.queue.put_nowait(message)
+            box.put(message)
         elif message.reply and wire.PART in (message.headers or {}):
             with suppress(nats.errors.Error):  # an attempt that was given up: its sender needn't wait for anybody
-                await self.connection.publish(message.reply, wire.STOP)
+                self.connection.send(message.reply, wire.STOP)

@@ -55,6 +55,18 @@ class Recorded:
         return from_wire(code, message, hint)
 
 
+@dataclass(frozen=True)
+class Intent:
+    """A request that nothing was done for yet, as it will be recorded."""
+
+    id: str
+    verb: str
+    namespace: str
+    lock: str
+    payload: bytes
+    headers: Mapping[str, str]
+
+
 class Requests:
     """The requests one service has begun and done on this node."""
 
@@ -64,28 +76,43 @@ class Requests:
     def find(self, id: str, verb: str, namespace: str, payload: bytes) -> Recorded | None:
         """The request of that id; INVALID_ARGUMENT if the id was used for another one."""
         row = self._db.read_one("SELECT * FROM requests WHERE id = ?", (id,))
-        if row is None:
-            return None
-        if row["hash"] != fingerprint(verb, namespace, payload):
-            raise InvalidArgument(f"request id {id}: already used for another request", hint="ids are for one request")
-        return _recorded(row)
+        return _checked(row, verb, namespace, payload)
 
     def get(self, id: str) -> Recorded | None:
         """The request of that id, whatever it was."""
         row = self._db.read_one("SELECT * FROM requests WHERE id = ?", (id,))
         return _recorded(row) if row is not None else None
 
-    def begin(self, id: str, verb: str, namespace: str, lock: str, payload: bytes, headers: Mapping[str, str]) -> None:
+    def look(self, id: str, verb: str, namespace: str, payload: bytes, lock: str) -> tuple[Recorded | None, bool]:
+        """What `find` returns, and whether others are begun under `lock`, which is held: their owners are dead."""
+        rows = self._db.read(
+            "SELECT * FROM requests WHERE id = ?1"
+            " UNION ALL SELECT * FROM requests WHERE state = 'begun' AND lock = ?2 AND id != ?1",
+            (id, lock),
+        )
+        found = next((row for row in rows if row["id"] == id), None)
+        return _checked(found, verb, namespace, payload), len(rows) > (found is not None)
+
+    def begin(self, intent: Intent) -> None:
         """Commits the intent."""
-        now = time.time()
-        kept = {name: headers[name] for name in (wire.TRACEPARENT, wire.TRACESTATE) if name in headers}
         with self._db.write() as tx:
-            tx.execute(
-                "INSERT INTO requests"
-                " (id, verb, namespace, lock, hash, payload, headers, state, version, began_at, asked_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, 'begun', 1, ?, ?)",
-                (id, verb, namespace, lock, fingerprint(verb, namespace, payload), payload, pack(kept), now, now),
-            )
+            self.record(tx, intent)
+
+    def record(
+        self, tx: Transaction, intent: Intent, answer: bytes | None = None, *, state: State | None = None
+    ) -> None:
+        """Records a request as begun, or with its answer as done, or as `state` says."""
+        now = time.time()
+        state = state or ("begun" if answer is None else "done")
+        kept = {name: intent.headers[name] for name in (wire.TRACEPARENT, wire.TRACESTATE) if name in intent.headers}
+        tx.execute(
+            "INSERT INTO requests"
+            " (id, verb, namespace, lock, hash, payload, headers, state, answer, version, began_at, asked_at, ended_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)",
+            (intent.id, intent.verb, intent.namespace, intent.lock,
+             fingerprint(intent.verb, intent.namespace, intent.payload), intent.payload if state == "begun" else b"",
+             pack(kept), state, answer, now, now, None if state == "begun" else now),
+        )  # fmt: skip
 
     def finish(self, tx: Transaction, id: str, answer: bytes) -> None:
         """Records the reply, in the transaction of the change itself where there is one."""
@@ -95,15 +122,24 @@ class Requests:
             (answer, time.time(), id),
         )
 
-    def fail(self, id: str, error: ShoalError, *, keep: bool = False) -> None:
-        """Records the error. One that is no answer is forgotten, so that a repeat tries again, unless `keep`."""
+    def fail(self, id: str, error: ShoalError, *, keep: bool = False, intent: Intent | None = None) -> None:
+        """Records the error. One that is no answer is forgotten, so that a repeat tries again, unless `keep`.
+
+        `intent` is given for a request that isn't recorded yet.
+        """
+        answer = pack([error.code.name, error.message, error.hint])
+        if intent is not None:
+            if error.code not in TRANSIENT:
+                with self._db.write() as tx:
+                    self.record(tx, intent, answer, state="failed")
+            return
         with self._db.write() as tx:
             if error.code in TRANSIENT and not keep:
                 tx.execute("DELETE FROM requests WHERE id = ? AND state = 'begun'", (id,))
             else:
                 tx.execute(
                     "UPDATE requests SET state = 'failed', answer = ?, ended_at = ? WHERE id = ? AND state = 'begun'",
-                    (pack([error.code.name, error.message, error.hint]), time.time(), id),
+                    (answer, time.time(), id),
                 )
 
     def forget(self, id: str) -> None:
@@ -140,6 +176,14 @@ class Requests:
 def fingerprint(verb: str, namespace: str, payload: bytes) -> bytes:
     """What tells one request from another under the same id."""
     return hashlib.blake2b(f"{verb}\0{namespace}\0".encode() + payload, digest_size=16).digest()
+
+
+def _checked(row: sqlite3.Row | None, verb: str, namespace: str, payload: bytes) -> Recorded | None:
+    if row is not None and row["hash"] != fingerprint(verb, namespace, payload):
+        raise InvalidArgument(
+            f"request id {row['id']}: already used for another request", hint="ids are for one request"
+        )
+    return _recorded(row) if row is not None else None
 
 
 def _recorded(row: sqlite3.Row) -> Recorded:

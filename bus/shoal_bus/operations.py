@@ -17,7 +17,7 @@ from shoal_bus.context import Context
 from shoal_bus.errors import Aborted, Cancelled, Internal, InvalidArgument, ShoalError, from_exception
 from shoal_bus.execution import ABANDONED_SECONDS, Execution, owner_key
 from shoal_bus.message import Message, Request
-from shoal_bus.once import TRANSIENT
+from shoal_bus.once import TRANSIENT, Intent
 from shoal_bus.registered import Registered
 
 CANCEL = "cancel"
@@ -118,7 +118,7 @@ class Operations:
                 return
             key = registered.lock_key(context.namespace, request)
             if found is None:
-                self._requests.begin(context.id, registered.name, context.namespace, key, payload, headers)
+                self._requests.begin(Intent(context.id, registered.name, context.namespace, key, payload, headers))
             else:
                 self._requests.asked(context.id)
             context.resumed = found is not None

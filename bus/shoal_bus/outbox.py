@@ -42,9 +42,12 @@ class Outbox:
         """The id a row is published under."""
         return EventId(self.id, row["epoch"], row["seq"])
 
-    def pending(self, limit: int) -> list[Row]:
-        """The next rows to publish, in order."""
-        return self._db.read("SELECT * FROM outbox WHERE acked_at IS NULL ORDER BY seq LIMIT ?", (limit,))
+    def pending(self, limit: int, after: int = 0) -> list[Row]:
+        """The next rows to publish, in order, behind the row `after`."""
+        return self._db.read(
+            "SELECT seq, epoch, subject, payload FROM outbox WHERE acked_at IS NULL AND seq > ? ORDER BY seq LIMIT ?",
+            (after, limit),
+        )
 
     def acknowledge(self, rows: Sequence[tuple[int, int]]) -> None:
         """Records that the stream has rows, each given with its place there."""

@@ -68,7 +68,7 @@ class PartSender:
 
     async def _listen(self, box: Mailbox) -> None:
         while not self._stopped:
-            message = await box.queue.get()
+            message = await box.next()
             # None: the bus was away, and parts with it. Headers: the server's "no responders".
             self._stopped = message is None or message.data == wire.STOP or bool(message.headers)
             self._acknowledged += 1

@@ -19,6 +19,8 @@ class Registered:
     handler: Any
     lock: Callable[[Any], str] | None = None
     undo: Callable[[Context, Any], Awaitable[None]] | None = None
+    begins_itself: bool = False
+    """Its handler records the request itself, in its first transaction."""
 
     @property
     def name(self) -> str:

@@ -6,14 +6,16 @@ the connection was lost, it compares the outbox with the stream: what the stream
 duplicate window is long over; what the stream has lost (JetStream syncs every two minutes) is published again from
 the acknowledged rows, which are kept for that.
 
-Acknowledgements are written down a few at a time: a relay that is killed before has the stream to ask.
+Acknowledgements are written down a few at a time, and up to half a second late: a relay that is killed before has the
+stream to ask.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,9 @@ KEEP_ACKED_SECONDS = 600.0
 """How long an acknowledged row stays: longer than JetStream takes to sync to disk (two minutes)."""
 _BATCH = 256
 _IDLE_SECONDS = 1.0
+_UNWRITTEN, _UNWRITTEN_SECONDS = 64, 0.5
+"""How many acknowledgements are kept until they are written down, and for how long: a transaction for each costs more
+than its publish."""
 _PRUNE_SECONDS = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _PUBLISH_TIMEOUT = 5.0
@@ -56,12 +61,17 @@ class Relay:
 
     def __init__(self, service: Service, database: Database, locks: Locks, *, domain: str = "") -> None:
         self._service, self._db, self._locks, self._domain = service, database, locks, domain
-        self._connection = service.connection
+        self._connection, self._mux = service.connection, service.client.mux
         self._outbox = Outbox(database)
         self._wake = asyncio.Event()
         self._js = JetStreamContext(service.connection, domain=domain or None, timeout=_PUBLISH_TIMEOUT)
         self._compared = -1
         """In which of the connection's generations outbox and stream were compared; -1 after a failure."""
+        self._published = 0
+        """The last row that was published since outbox and stream were compared."""
+        self._unwritten: list[tuple[int, int]] = []
+        """Rows that the stream has acknowledged, and their places there, not written down yet."""
+        self._written = 0.0
         self._mine = False
         self._expected_domain = domain
         self._pruned = 0.0
@@ -84,15 +94,18 @@ class Relay:
         await self._locks.acquire(LOCK)
         self._mine = True
         try:
+            await self._mux.start()
             await self._relay_for_ever()
         finally:
             self._mine = False
+            with suppress(sqlite3.Error):
+                self._write_down()
             self._locks.release(LOCK)
 
     async def flush(self, seconds: float) -> None:
         """Waits until everything is published, at most `seconds`."""
         ends = time.monotonic() + seconds
-        while time.monotonic() < ends and self._outbox.pending(1):
+        while time.monotonic() < ends and self._outbox.pending(1, self._published):
             self._wake.set()
             await asyncio.sleep(0.01)
 
@@ -102,15 +115,17 @@ class Relay:
 
     async def _relay_for_ever(self) -> None:
         pause = _FIRST_PAUSE
+        loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
+            generation = self._connection.generation
             try:
-                await self._connection.while_up(self._drain())
+                await self._drain()
                 pause = _FIRST_PAUSE
             except Exception as error:
                 # Whether the stream has the row is unknown now: ask before publishing again.
                 self._compared = -1
-                if not self._connection.is_connected:
+                if generation != self._connection.generation or not self._connection.is_connected:
                     await self._connection.up.wait()
                     continue
                 known = isinstance(
@@ -122,47 +137,62 @@ class Relay:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 continue
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_IDLE_SECONDS):
-                    await self._wake.wait()
+            again = loop.call_later(_UNWRITTEN_SECONDS if self._unwritten else _IDLE_SECONDS, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                again.cancel()
 
     async def _drain(self) -> None:
         while True:
             if self._compared != self._connection.generation:
-                await self._compare()
-            rows = self._outbox.pending(_BATCH)
+                self._write_down()
+                await self._connection.while_up(self._compare())
+                self._published = 0
+            elif len(self._unwritten) >= _UNWRITTEN or time.monotonic() - self._written > _UNWRITTEN_SECONDS:
+                self._write_down()
+            rows = self._outbox.pending(_BATCH, self._published)
             if not rows:
                 break
-            await self._publish_all(rows)
+            for row in rows:
+                if self._compared != self._connection.generation:
+                    break  # the server was away in between: what it had may be gone
+                place = await self._publish(row)
+                self._published = row["seq"]
+                self._unwritten.append((row["seq"], place))
         if time.monotonic() - self._pruned > _PRUNE_SECONDS:
             self._pruned = time.monotonic()
             self._outbox.prune(KEEP_ACKED_SECONDS)
 
-    async def _publish_all(self, rows: Sequence[Any]) -> None:
-        acknowledged: list[tuple[int, int]] = []
-        try:
-            for row in rows:
-                if self._compared != self._connection.generation:
-                    return  # the server was away in between: what it had may be gone
-                acknowledged.append((row["seq"], await self._publish(row)))
-        finally:
-            self._outbox.acknowledge(acknowledged)
+    def _write_down(self) -> None:
+        self._outbox.acknowledge(self._unwritten)
+        self._unwritten.clear()
+        self._written = time.monotonic()
 
     async def _publish(self, row: Any) -> int:
         """Publishes one event, and returns its place in the stream."""
-        headers: dict[str, Any] = {
-            Header.MSG_ID: str(self._outbox.id_of(row)),
-            Header.EXPECTED_STREAM: streams.EVENTS,
-        }
+        headers = {Header.MSG_ID.value: str(self._outbox.id_of(row)), Header.EXPECTED_STREAM.value: streams.EVENTS}
         payload = row["payload"]
         if len(payload) > self._connection.max_payload - wire.HEADROOM:
             # A server that takes less than the usual: that it happened is still told, and the log has the size.
             log.error("relay.event_cut", subject=row["subject"], bytes=len(payload))
             payload = Event.unpack(payload).model_copy(update={"payload": {}}).pack()
-        ack = await self._js.publish(row["subject"], payload, timeout=_PUBLISH_TIMEOUT, headers=headers)
-        if ack.stream != streams.EVENTS or (ack.domain or "") != self._expected_domain:
-            raise WrongStream(f"acknowledged by stream {ack.stream!r} of domain {ack.domain!r}")
-        return int(ack.seq)
+        box = self._mux.open()
+        try:
+            self._connection.send(row["subject"], payload, box.subject, headers)
+            answer = await box.next(_PUBLISH_TIMEOUT)
+        finally:
+            self._mux.close(box)
+        if answer is None:
+            raise Unavailable("the bus was lost")
+        if answer.headers is not None and answer.headers.get(Header.STATUS) == wire.NO_RESPONDERS:
+            raise nats.js.errors.NoStreamResponseError
+        ack = json.loads(answer.data)
+        if "error" in ack:
+            raise nats.js.errors.APIError.from_error(ack["error"])
+        if ack.get("stream") != streams.EVENTS or ack.get("domain", "") != self._expected_domain:
+            raise WrongStream(f"acknowledged by stream {ack.get('stream')!r} of domain {ack.get('domain')!r}")
+        return int(ack["seq"])
 
     # --------------------------------------------------------------------------------------------------------- compare
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from shoal_bus.errors import InvalidArgument
@@ -34,6 +35,8 @@ _KINDS = frozenset({EVENT, COMMAND, COPIES})
 _NODE = re.compile(r"[a-z0-9-]{1,63}")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_REMEMBERED = 1024
+"""Subjects and heads of them: what is asked of a node are a few verbs in a few namespaces, over and over."""
 
 
 def check_node(node: str) -> str:
@@ -101,6 +104,7 @@ def _service(value: str) -> str:
     return value
 
 
+@lru_cache(_REMEMBERED)
 def request(node: str, namespace: str, service: str, resource: str, verb: str) -> str:
     """Where a request goes, as `shoal.v1.edge-7.default.runtime.task.start`."""
     path = f"{_service(service)}.{_name('resource', resource)}.{_name('verb', verb)}"
@@ -135,9 +139,12 @@ def event(node: str, namespace: str, service: str, topic: str, id: str = "") -> 
     >>> event("edge-7", "default", "runtime", "/tasks/exit", "web-1")
     'shoal.v1.edge-7.default.event.runtime.tasks.exit.web-1'
     """
-    check_node(node)
-    subject_id = encode(id) if id else WHOLE_NODE
-    return f"{ROOT}.{node}.{_namespace(namespace)}.{EVENT}.{_service(service)}.{_topic(topic)}.{subject_id}"
+    return f"{_event_head(node, namespace, service, topic)}.{encode(id) if id else WHOLE_NODE}"
+
+
+@lru_cache(_REMEMBERED)
+def _event_head(node: str, namespace: str, service: str, topic: str) -> str:
+    return f"{ROOT}.{check_node(node)}.{_namespace(namespace)}.{EVENT}.{_service(service)}.{_topic(topic)}"
 
 
 def event_pattern(node: str = "", namespace: str = "", service: str = "", topic: str = "", id: str = "") -> str:
@@ -158,6 +165,7 @@ def event_pattern(node: str = "", namespace: str = "", service: str = "", topic:
     return f"{head}.{_service(service)}.{_topic(topic)}.{encode(id) if id else '*'}"
 
 
+@lru_cache(_REMEMBERED)
 def broadcast(node: str, service: str, name: str) -> str:
     """Where the copies of one service on one node tell each other something; clients listen for `ready` alone."""
     return f"{ROOT}.{check_node(node)}.{WHOLE_NODE}.{COPIES}.{_service(service)}.{_name('broadcast', name)}"

@@ -31,6 +31,8 @@ ERROR = "Nats-Service-Error"
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
+NO_RESPONDERS = "503"
+"""The status of the server's own answer where nobody listens."""
 STOP = b"stop"
 """An acknowledgement that says that no more parts are wanted."""
 WINDOW = 8

@@ -7,6 +7,7 @@ import signal
 from typing import Any
 
 from shoal_bus.errors import InvalidArgument
+from shoal_bus.restart import Policy
 
 
 def environment(given: list[str]) -> list[str]:
@@ -47,6 +48,17 @@ def network(mode: str, ip: str, gateway: str, bridge: str) -> dict[str, Any]:
             "--net bridge needs --ip", hint="as --ip 10.88.0.2/24: allocating addresses is left to you"
         )
     return {"mode": mode, "address": ip, "gateway": gateway, "bridge": bridge}
+
+
+def restart_policy(given: str, *, remove: bool) -> str:
+    """A restart policy, which doesn't go with a container that is removed at its exit."""
+    try:
+        policy = str(Policy.parse(given))
+    except ValueError as error:
+        raise InvalidArgument(f"--restart: {error}") from None
+    if remove and policy != "no":
+        raise InvalidArgument("--rm and --restart: what is removed at its exit can't be started again")
+    return policy
 
 
 def signal_number(given: str) -> int:

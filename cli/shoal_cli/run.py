@@ -9,12 +9,13 @@ from shoal_bus.api import content, runtime
 from shoal_bus.client import Client
 from shoal_bus.errors import NotFound
 from shoal_bus.message import now
+from shoal_bus.restart import is_wanted_again
 
 from shoal_cli import terminal
 from shoal_cli.fifos import Fifos, Place
 from shoal_cli.pull import pull
 from shoal_cli.reference import normalise
-from shoal_cli.session import Exited, follow
+from shoal_cli.session import Exited, exit_of, follow
 from shoal_cli.signals import interruptible
 from shoal_cli.stdio import Streams
 from shoal_cli.stopping import stop_task
@@ -78,8 +79,15 @@ async def run_attached(
                 if tty or ending.signal != signal.SIGPIPE:
                     left_behind(f"container {request.id}", f"shoal attach {request.id}", tty=tty)
                     return status
-                await stop_task(client, request.id, _UNWANTED_GRACE_SECONDS)
-        place.kept = not request.remove and await _is_there(client, request.id)
+                exit = await stop_task(client, request.id, _UNWANTED_GRACE_SECONDS)
+                status = exit.exit_status if exit is not None else await exit_of(client, task, began)
+        container = None if request.remove else await _found(client, request.id)
+        place.kept = container is not None
+        if container is not None and is_wanted_again(container.labels, status):
+            tell(
+                f"shoal: container {request.id} is started again by its restart policy; end it with"
+                f" `shoal stop {request.id}`\n"
+            )
     return status
 
 
@@ -97,9 +105,8 @@ def _with_streams(request: runtime.RunTask, place: Place) -> runtime.RunTask:
     return request.model_copy(update=change)
 
 
-async def _is_there(client: Client, id: str) -> bool:
+async def _found(client: Client, id: str) -> runtime.Container | None:
     try:
-        await client.call(runtime.CONTAINER_GET, runtime.ContainerRequest(id=id))
+        return await client.call(runtime.CONTAINER_GET, runtime.ContainerRequest(id=id))
     except NotFound:
-        return False
-    return True
+        return None

@@ -125,11 +125,11 @@ class _Unknown(Unavailable):
 async def exit_of(client: Client, process: runtime.Task, began: datetime) -> int:
     """How a process ends, or has ended: asked of the runtime, and of the event stream where it is gone.
 
-    A container with --rm may be removed before we ask; its `/tasks/exit` event outlives it.
+    A container with --rm may be removed before we ask, or be started again; its `/tasks/exit` event outlives it.
     """
     id, exec_id = process.container_id, process.exec_id
     try:
-        request = runtime.ProcessRequest(container_id=id, exec_id=exec_id)
+        request = runtime.WaitTask(container_id=id, exec_id=exec_id, pid=process.pid)
         return (await client.call(runtime.TASK_WAIT, request, timeout=None)).exit_status
     except NotFound:
         pattern = subjects.event_pattern(client.node, client.namespace, "runtime", "/tasks/exit", id)

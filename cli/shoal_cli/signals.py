@@ -13,6 +13,7 @@ from shoal_bus.api import runtime
 from shoal_bus.client import Client
 from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError
 
+from shoal_cli.restart import is_ending, stopping
 from shoal_cli.telling import tell
 
 T = TypeVar("T")
@@ -96,6 +97,8 @@ def forwarding(
 
 async def _kill(client: Client, process: runtime.Task, number: signal.Signals, signalled: asyncio.Future[int]) -> None:
     try:
+        if is_ending(number) and not process.exec_id:
+            await stopping(client, process.container_id)
         request = runtime.KillTask(container_id=process.container_id, exec_id=process.exec_id, signal=number)
         await client.call(runtime.TASK_KILL, request, patience=_PASSING_ON_SECONDS)
     except (NotFound, FailedPrecondition):

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal_bus import restart
 from shoal_bus.errors import Code
 
 from shoal_gateway.proto.containerd.services.introspection.v1.introspection_pb2 import Plugin
@@ -27,12 +28,14 @@ class Kind:
     platforms: bool = False
     place: str = ""
     """Where it keeps its things, below the node's root."""
+    capabilities: Sequence[str] = ()
 
 
 CONTENT = "io.containerd.content.v1"
 METADATA = "io.containerd.metadata.v1"
 SNAPSHOTTER = "io.containerd.snapshotter.v1"
 RUNTIME = "io.containerd.runtime.v2"
+INTERNAL = "io.containerd.internal.v1"
 EVENT = "io.containerd.event.v1"
 SERVICE = "io.containerd.service.v1"
 GRPC = "io.containerd.grpc.v1"
@@ -40,6 +43,8 @@ GRPC = "io.containerd.grpc.v1"
 SERVICES = (
     Kind(CONTENT, "content", "content", place="content"),
     Kind(EVENT, "exchange"),
+    # nerdctl asks for it, by its id and with these words, before it labels a container with a restart policy.
+    Kind(INTERNAL, "restart", "runtime", (EVENT, SERVICE), capabilities=restart.NAMES),
     Kind(RUNTIME, "task", "runtime", (EVENT, CONTENT, SNAPSHOTTER), platforms=True),
     Kind(SERVICE, "namespaces-service", "content", (CONTENT, EVENT)),
     Kind(SERVICE, "introspection-service"),
@@ -58,7 +63,7 @@ def plugins(root: Path, answering: Collection[str], served: Mapping[str, str]) -
 
 
 def _plugin(kind: Kind, root: Path, answering: Collection[str]) -> Plugin:
-    plugin = Plugin(type=kind.type, id=kind.id, requires=kind.requires)
+    plugin = Plugin(type=kind.type, id=kind.id, requires=kind.requires, capabilities=kind.capabilities)
     if kind.platforms:
         plugin.platforms.append(host_platform())
     if kind.place:

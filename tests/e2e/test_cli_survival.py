@@ -24,11 +24,11 @@ def fresh(tmp_path: Path, leaks: Leaks) -> Iterator[Shoal]:
         yield shoal
 
 
-def start(node: Shoal, image: str, *command: str) -> tuple[str, int]:
+def start(node: Shoal, image: str, *command: str, restart: str = "no") -> tuple[str, int]:
     """A container in the background: its id and its process."""
     id = f"e2e-{secrets.token_hex(4)}"
     node.ok("pull", "--quiet", image)
-    node.ok("run", "-d", "--name", id, image, *command)
+    node.ok("run", "-d", "--restart", restart, "--name", id, image, *command)
     return id, int(node.json("inspect", id)["task"]["pid"])
 
 
@@ -63,18 +63,24 @@ def test_an_exit_while_the_node_was_down_is_reported_when_it_is_up(fresh: Shoal,
     assert len(told.splitlines()) == 1
 
 
-def test_stop_containers_ends_them_first(fresh: Shoal, busybox: str) -> None:
+def test_stop_containers_ends_them_first_and_restart_policies_wait(fresh: Shoal, busybox: str) -> None:
     assert fresh.stop() == 0
     fresh.up("--stop-containers")
-    _, stubborn = start(fresh, busybox, "sleep", "300")  # the first process of a namespace ignores TERM by itself
-    id, willing = start(fresh, busybox, "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done")
+    # The first process of a namespace ignores TERM by itself: while this one is waited for, the other one has ended.
+    id, stubborn = start(fresh, busybox, "sleep", "300")
+    willing = ("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done")
+    always, first = start(fresh, busybox, *willing, restart="always")
     assert fresh.stop() == 0
     assert not Path(f"/proc/{stubborn}").exists()
-    assert not Path(f"/proc/{willing}").exists()
+    assert not Path(f"/proc/{first}").exists()
     assert fresh.events("containers.stopped")[-1]["count"] == 2
     fresh.up()
-    assert fresh.json("ps") == []
+    deadline = time.monotonic() + 60
+    while [container["id"] for container in fresh.json("ps")] != [always]:
+        assert time.monotonic() < deadline
     assert any(container["id"] == id for container in fresh.json("ps", "--all"))
+    told = fresh.ok("events", "--json", "--no-follow", "-f", "topic=/tasks/start", "-f", f"id={always}")
+    assert len(told.splitlines()) == 2
 
 
 def test_an_attached_run_survives_a_kill_of_the_runtime_service(fresh: Shoal, busybox: str) -> None:

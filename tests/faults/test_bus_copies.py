@@ -13,6 +13,7 @@ from shoal_bus.client import Client
 from shoal_bus.connection import Connection
 from shoal_bus.consumer import read_events
 from shoal_bus.errors import AlreadyExists, Cancelled, InvalidArgument, Unavailable
+from shoal_bus.verb import Verb
 
 from tests.support import bus_service as demo
 from tests.support.copies import Copies
@@ -51,13 +52,17 @@ async def ready(client: Client, count: int = 1) -> None:
     await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("where", ["before", "after"])
-async def test_request_survives_the_copy_that_served_it(copies: Copies, client: Client, where: str) -> None:
+@pytest.mark.parametrize(
+    ("verb", "where"), [(demo.ITEM_PUT, "before"), (demo.ITEM_PUT, "after"), (demo.ITEM_ADD, "after")]
+)
+async def test_request_survives_the_copy_that_served_it(
+    copies: Copies, client: Client, verb: Verb[demo.Put, demo.Item], where: str
+) -> None:
     copies.start(2)
     await ready(client, 2)
-    item = await client.call(demo.ITEM_PUT, demo.Put(name="a", die=where), id="once", timeout=20)
+    item = await client.call(verb, demo.Put(name="a", die=where), id="once", timeout=20)
     assert len(copies.alive) == 1
-    assert await client.call(demo.ITEM_PUT, demo.Put(name="a", die=where), id="once") == item
+    assert await client.call(verb, demo.Put(name="a", die=where), id="once") == item
     assert demo.journal(copies.root) == ["put a"]
 
 

@@ -96,6 +96,13 @@ async def test_plugins_are_filtered_by_type_and_id(channel: grpc.aio.Channel) ->
     assert len(await found()) > 5
 
 
+async def test_restart_policies_are_announced_as_nerdctl_asks_for_them(channel: grpc.aio.Channel) -> None:
+    request = introspection.PluginsRequest(filters=["id==restart"])
+    reply = await rpc(channel, PLUGINS, request, reply=introspection.PluginsResponse)
+    (plugin,) = reply.plugins
+    assert list(plugin.capabilities) == ["no", "always", "unless-stopped", "on-failure"]
+
+
 async def test_plugin_info_names_one_plugin(channel: grpc.aio.Channel) -> None:
     request = introspection.PluginInfoRequest(type="io.containerd.grpc.v1", id="version")
     reply = await rpc(channel, PLUGIN_INFO, request, reply=introspection.PluginInfoResponse)

@@ -68,6 +68,13 @@ async def consumers(connection: Connection) -> int:
     return len(await connection.jetstream().consumers_info("SHOAL_EVENTS"))
 
 
+async def no_consumer(connection: Connection) -> None:
+    """Waits until nobody reads the stream: a gateway without subscribers doesn't either."""
+    async with asyncio.timeout(20):
+        while await consumers(connection):
+            await asyncio.sleep(0.02)
+
+
 def exit_of(container: str, status: int = 0) -> runtime.TaskExited:
     return runtime.TaskExited(container_id=container, id=container, pid=9, exit_status=status, exited_at=AT)
 
@@ -227,8 +234,7 @@ async def test_clients_killed_in_the_middle_leave_nothing(
     for number in range(2, waves + 1):
         await wave(number)
     await until(lambda: gateway.num_fds() <= fds and gateway.num_threads() <= threads)
-    # All subscribers share one consumer on the stream.
-    assert await consumers(connection) == 1
+    await no_consumer(connection)
     assert "Traceback" not in log.read_text()
 
 
@@ -246,3 +252,40 @@ async def test_a_subscriber_that_was_behind_leaves_no_consumer(
     async with asyncio.timeout(10):
         while await consumers(connection) > 1:
             await asyncio.sleep(0.05)
+
+
+async def test_subscribers_share_a_consumer_that_is_there_as_long_as_they_are(
+    node: TestNode, emitter: Emitter, channel: grpc.aio.Channel, connection: Connection
+) -> None:
+    for number in range(3):
+        assert await consumers(connection) == 0
+        streams = [subscribe(channel) for _ in range(3)]
+        await subscribed(node, 3 * (number + 1))
+        emitter.emit("default", (runtime.TASKS_EXIT, exit_of(f"c-{number}")))
+        for stream in streams:
+            [envelope] = await take(stream, 1)
+            assert TaskExit.FromString(envelope.event.value).container_id == f"c-{number}"
+        assert await consumers(connection) == 1
+        for stream in streams:
+            stream.cancel()
+        await no_consumer(connection)
+
+
+async def test_whoever_comes_while_others_go_misses_nothing(
+    node: TestNode, emitter: Emitter, channel: grpc.aio.Channel
+) -> None:
+    """Each one subscribes in the moment in which the last of the others leaves, and sees what is told from then on."""
+    log, told = node.of("gateway").log, 0
+    stream = subscribe(channel)
+    await subscribed(node)
+    for number in range(30):
+        expected = [f"c-{n}" for n in range(told, told + 5)]
+        emitter.emit("default", *[(runtime.TASKS_EXIT, exit_of(name)) for name in expected])
+        told += 5
+        ids = [TaskExit.FromString(one.event.value).container_id for one in await take(stream, 5)]
+        assert ids == expected
+        stream.cancel()
+        if number % 2:  # the reader is just being stopped, or about to be
+            await until(lambda gone=number + 1: log.read_text().count("events.unsubscribed") == gone)
+        stream = subscribe(channel)
+        await subscribed(node, number + 2)

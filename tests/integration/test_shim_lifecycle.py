@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,73 +19,13 @@ from shoal_runtime.supervisor import ExitRecord, Supervisor, place_of
 
 from tests.support import bundle as bundles
 from tests.support.leaks import Leaks, lives
-
-
-class Host:
-    """A supervisor as a copy of the runtime service has it, and the exits it heard of."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.state = directory, directory / "state"
-        self.state.mkdir(exist_ok=True)
-        self.rootfs = bundles.busybox_rootfs(directory / "rootfs")
-        self.exits: list[ExitRecord] = []
-        self._heard = asyncio.Condition()
-        self.supervisor = self._new()
-
-    def _new(self) -> Supervisor:
-        return Supervisor(self.state, Locks(self.directory / "locks"), self.exits.append)
-
-    async def restart(self) -> list[Any]:
-        """As after the service was killed and started again."""
-        await self.supervisor.close()
-        self.supervisor = self._new()
-        return await self.supervisor.start()
-
-    async def create(
-        self, id: str, args: list[str], *, stdio: Stdio | None = None, runtime: str = "runc", **spec: Any
-    ) -> int:
-        stdio = stdio or Stdio()
-        place = bundles.bundle(self.directory / "bundles" / id, bundles.spec(args, terminal=stdio.terminal, **spec))
-        return await self.supervisor.create(
-            "test",
-            id,
-            bundle=place,
-            rootfs=bundles.bind(self.rootfs),
-            runtime=runtime,
-            stdio=stdio,
-            request_id=f"r-{id}",
-        )
-
-    async def run(self, id: str, args: list[str], **more: Any) -> int:
-        pid = await self.create(id, args, **more)
-        await self.supervisor.start_task("test", id)
-        return pid
-
-    async def exit_of(self, id: str) -> ExitRecord:
-        async with asyncio.timeout(20):
-            while not (found := [e for e in self.exits if e.id == id]):
-                await asyncio.sleep(0.01)
-        return found[0]
-
-    async def delete(self, id: str, *, force: bool = False) -> ExitRecord | None:
-        return await self.supervisor.delete("test", id, force)
-
-    def shim_pid(self, id: str) -> int:
-        record = protocol.read_json(str(self.state / "shims" / place_of("test", id)), protocol.RECORD)
-        assert record is not None
-        return int(record["pid"])
+from tests.support.shims import Host, reader_of, running_host
 
 
 @pytest.fixture
 async def host(tmp_path: Path, leaks: Leaks) -> AsyncIterator[Host]:
-    started = Host(tmp_path)
-    await started.supervisor.start()
-    yield started
-    for place in (started.state / "shims").iterdir():
-        record = protocol.read_json(str(place), protocol.RECORD)
-        if record is not None:
-            await started.delete(record["id"], force=True)
-    await started.supervisor.close()
+    async with running_host(tmp_path) as running:
+        yield running
 
 
 async def test_exit_status_is_the_process_s_own(host: Host) -> None:
@@ -164,22 +103,6 @@ async def test_a_runtime_that_fails_is_told_and_leaves_nothing(step: str, host: 
     Path(f"{stub}.ok").touch()
     await host.delete("stubbed", force=True)
     assert list((host.state / "shims").iterdir()) == []
-
-
-def reader_of(fifo: Path) -> tuple[threading.Thread, list[int]]:
-    """Reads a FIFO to its end on a thread; the list then has the number of bytes."""
-    counted: list[int] = []
-
-    def read() -> None:
-        total = 0
-        with fifo.open("rb", buffering=0) as file:
-            while data := file.read(1 << 20):
-                total += len(data)
-        counted.append(total)
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    return thread, counted
 
 
 async def test_output_is_read_to_the_last_byte(host: Host) -> None:
@@ -302,7 +225,10 @@ async def test_a_shim_killed_while_the_service_was_away_is_found(host: Host) -> 
     await host.run("doomed", ["sleep", "60"])
     shim = host.shim_pid("doomed")
     await host.supervisor.close()
+    processes = [shim, *(child.pid for child in psutil.Process(shim).children() if "shoal-worker" in child.name())]
     os.kill(shim, signal.SIGKILL)
+    while any(lives(process) for process in processes):
+        await asyncio.sleep(0.01)
     found = await host.restart()
     assert [(f.id, f.status) for f in found] == [("doomed", "dead")]
     assert (await host.exit_of("doomed")).exit_status == 137
@@ -331,3 +257,18 @@ async def test_two_copies_hear_the_same_exit(host: Host) -> None:
     await asyncio.sleep(0.1)
     assert [e.exit_status for e in heard] == [6]
     await other.close()
+
+
+async def test_an_exit_is_heard_by_a_copy_that_comes_to_know_the_container_only_then(host: Host) -> None:
+    """The copy that made it dies at once, and is not started again."""
+    heard: list[ExitRecord] = []
+    other = Supervisor(host.state, Locks(host.directory / "locks"), heard.append)
+    await other.start()
+    for number in range(4):
+        await host.run(f"quick-{number}", ["sh", "-c", f"exit {number}"])
+    await host.supervisor.close()
+    async with asyncio.timeout(20):
+        while {(exit.id, exit.exit_status) for exit in heard} != {(f"quick-{n}", n) for n in range(4)}:
+            await asyncio.sleep(0.02)
+    await other.close()
+    await host.restart()

@@ -59,6 +59,7 @@ class Progress(Message):
 
 
 ITEM_PUT = Verb("demo", "item", "put", Put, Item, mutates=True, behaviour=behaves("Makes an item."))
+ITEM_ADD = Verb("demo", "item", "add", Put, Item, mutates=True, behaviour=behaves("Makes one, and begins itself."))
 ITEM_GET = Verb("demo", "item", "get", Get, Item, behaviour=behaves("An item."))
 ITEM_WAIT = Verb("demo", "item", "wait", Get, Item, waits=True, behaviour=behaves("An item, once it is there."))
 ITEM_LIST = StreamVerb("demo", "item", "list", ListItems, Thing, behaviour=behaves("Things."))
@@ -154,6 +155,7 @@ async def setup(process: Process) -> None:
     demo = Demo(process)
     service = process.service()
     service.handle(ITEM_PUT, demo.put, lock=lambda r: f"item/{r.name}")
+    service.handle(ITEM_ADD, demo.put, lock=lambda r: f"item/{r.name}", begins_itself=True)
     service.handle(ITEM_GET, demo.get)
     service.handle(ITEM_WAIT, demo.wait)
     service.handle(ITEM_NEST, demo.nest)

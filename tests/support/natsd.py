@@ -48,6 +48,11 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://{self.user}:{self.password}@127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         config = self.directory / "nats.conf"
         config.write_text(

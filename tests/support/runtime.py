@@ -46,8 +46,9 @@ class RuntimeNode:
         spec["linux"]["cgroupsPath"] = f"/{self.namespace}/{secrets.token_hex(6)}"
         return spec
 
-    async def container(self, id: str, *args: str) -> None:
-        await self.client.call(api.CONTAINER_CREATE, api.CreateContainer(id=id, spec=self.spec(list(args))))
+    async def container(self, id: str, *args: str, labels: dict[str, str] | None = None) -> None:
+        request = api.CreateContainer(id=id, spec=self.spec(list(args)), labels=labels or {})
+        await self.client.call(api.CONTAINER_CREATE, request)
 
     async def create(self, id: str, *args: str, **more: Any) -> api.Task:
         """A container and its task, created."""
@@ -78,7 +79,7 @@ class RuntimeNode:
                 await self.client.call(api.CONTAINER_REMOVE, api.RemoveContainer(id=container.id, force=True))
 
     async def follow(self) -> None:
-        async for received in read_events(self.client.connection):
+        async for received in read_events(self.client.connection, start=1):
             self.events.append(received.event)
 
     def topics(self, id: str) -> list[str]:
@@ -113,9 +114,17 @@ class RuntimeNode:
 
 @asynccontextmanager
 async def runtime_node(
-    directory: Path, natsd: NatsServer, *, copies: int = 1, others: Sequence[str] = ()
+    directory: Path,
+    natsd: NatsServer,
+    *,
+    copies: int = 1,
+    others: Sequence[str] = (),
+    arguments: Sequence[str] = (),
 ) -> AsyncIterator[RuntimeNode]:
-    """The node while the block lasts; afterwards its containers are removed, and nothing of them is left."""
+    """The node while the block lasts; afterwards its containers are removed, and nothing of them is left.
+
+    `arguments` are the runtime service's.
+    """
     connection = await connect(natsd.address, name="test")
     client = Client(connection, "test-node", f"shoalrt{secrets.token_hex(4)}")
     test_node = TestNode(directory, natsd)
@@ -123,7 +132,8 @@ async def runtime_node(
     following = asyncio.create_task(node.follow())
     try:
         with test_node:
-            test_node.start(*others, *["runtime"] * copies)
+            test_node.start(*others)
+            test_node.start(*["runtime"] * copies, arguments=tuple(arguments))
             try:
                 yield node
             finally:

@@ -1,4 +1,4 @@
-"""`run`, `ps`, `kill`, `stop`, `rm`, `inspect`."""
+"""`run`, `ps`, `kill`, `stop`, `start`, `rm`, `inspect`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ async def run(
     args: Annotated[list[str] | None, typer.Argument(help="What to run, instead of the image's command.")] = None,
     name: Annotated[str, typer.Option(help="The container's id; else one is made up.", show_default=False)] = "",
     rm: Annotated[bool, typer.Option("--rm", help="Remove it when it exits, with all that was made for it.")] = False,
+    restart: Annotated[
+        str, typer.Option(help="When to start it again: no, always, unless-stopped or on-failure[:N].")
+    ] = "no",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it in the background; print its id.")] = False,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
     interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Pass on standard input.")] = False,
@@ -55,7 +58,7 @@ async def run(
     from shoal_cli.detach import parse_keys
     from shoal_cli.errors import report, start_exit_code
     from shoal_cli.fifos import Fifos
-    from shoal_cli.request import environment, labels, network
+    from shoal_cli.request import environment, labels, network, restart_policy
 
     try:
         keys = parse_keys(detach_keys)
@@ -63,6 +66,7 @@ async def run(
             "id": name or running.generated_name(), "args": args or [], "env": environment(env or []), "cwd": workdir,
             "user": user, "hostname": hostname, "labels": labels(label or []), "runtime": runtime,
             "network": network(net, ip, gateway, bridge), "read_only": read_only, "remove": rm,
+            "restart": restart_policy(restart, remove=rm),
         }  # fmt: skip
         from shoal_bus.api.runtime import RunTask
 
@@ -89,23 +93,28 @@ async def ps(
     from shoal_bus.api import runtime
 
     from shoal_cli.output import age, plain, print_json, print_table
+    from shoal_cli.restart import is_restarting
 
     async with target.client() as client:
         containers = await client.collect(runtime.CONTAINER_LIST, runtime.ListContainers(specs=False))
         tasks = {t.container_id: t for t in await client.collect(runtime.TASK_LIST, runtime.ListTasks())}
     found = [(c, tasks.get(c.id)) for c in sorted(containers, key=lambda c: c.created_at)]
-    shown = [(c, t) for c, t in found if all or (t is not None and t.status != "stopped")]
+    shown = [(c, t) for c, t in found if all or (t is not None and t.status != "stopped") or is_restarting(c, t)]
     if target.json:
         print_json([{**plain(c), "task": plain(t)} for c, t in shown])
         return
-    rows = [(c.id, c.image, _status(t), str(t.pid) if t and t.pid else "", age(c.created_at)) for c, t in shown]
+    rows = [(c.id, c.image, _status(c, t), str(t.pid) if t and t.pid else "", age(c.created_at)) for c, t in shown]
     print_table(("CONTAINER", "IMAGE", "STATUS", "PID", "CREATED"), rows)
 
 
-def _status(task: runtime.Task | None) -> str:
+def _status(container: runtime.Container, task: runtime.Task | None) -> str:
+    from shoal_cli.restart import is_restarting
+
     if task is None:
         return "no task"
-    return f"exited ({task.exit_status})" if task.status == "stopped" else task.status
+    if task.status != "stopped":
+        return task.status
+    return f"{'restarting' if is_restarting(container, task) else 'exited'} ({task.exit_status})"
 
 
 @app.command()
@@ -115,19 +124,25 @@ async def kill(
     container: Annotated[list[str], CONTAINERS],
     signal: Annotated[str, typer.Option("--signal", "-s", help="By name or number.")] = "KILL",
 ) -> int:
-    """Send a signal to containers."""
+    """Send a signal to containers.
+
+    One that is to end it (KILL, TERM, INT, QUIT) tells a restart policy `unless-stopped` that it was stopped.
+    """
     from shoal_bus.api import runtime
 
     from shoal_cli.each import for_each
     from shoal_cli.request import signal_number
+    from shoal_cli.restart import is_ending, stopping
 
     number = signal_number(signal)
     async with target.client() as client:
-        return await for_each(
-            container,
-            lambda id: client.call(runtime.TASK_KILL, runtime.KillTask.of({"container_id": id, "signal": number})),
-            quiet=target.json,
-        )
+
+        async def kill_one(id: str) -> None:
+            if is_ending(number):
+                await stopping(client, id)
+            await client.call(runtime.TASK_KILL, runtime.KillTask.of({"container_id": id, "signal": number}))
+
+        return await for_each(container, kill_one, quiet=target.json)
 
 
 @app.command()
@@ -137,19 +152,44 @@ async def stop(
     container: Annotated[list[str], CONTAINERS],
     time: Annotated[float, typer.Option("--time", "-t", min=0, help="Seconds between TERM and KILL.")] = 10.0,
 ) -> int:
-    """Stop containers: TERM, a while, KILL."""
+    """Stop containers: TERM, a while, KILL. They stay stopped, whatever their restart policy."""
     from shoal_bus.api.runtime import TASK_GET, ProcessRequest
+    from shoal_bus.errors import NotFound
 
     from shoal_cli.each import for_each
+    from shoal_cli.restart import shown, stopped, stopping
     from shoal_cli.stopping import stop_task
 
     async with target.client() as client:
 
         async def stop_one(id: str) -> None:
-            await client.call(TASK_GET, ProcessRequest.of({"container_id": id}))
-            await stop_task(client, id, time)
+            record = await stopping(client, id)
+            try:
+                await client.call(TASK_GET, ProcessRequest.of({"container_id": id}))
+            except NotFound:
+                if shown(record) is None:
+                    raise
+            else:
+                await stop_task(client, id, time)
+            await stopped(client, record)
 
         return await for_each(container, stop_one, quiet=target.json)
+
+
+@app.command()
+@client_command
+async def start(target: Target, container: Annotated[list[str], CONTAINERS]) -> int:
+    """Start containers that have ended, in the background; their restart policies hold again."""
+    from shoal_bus.api.runtime import CONTAINER_START, ContainerRequest
+
+    from shoal_cli.each import for_each
+
+    async with target.client() as client:
+        return await for_each(
+            container,
+            lambda id: client.call(CONTAINER_START, ContainerRequest.of({"id": id}), timeout=60.0),
+            quiet=target.json,
+        )
 
 
 @app.command()
@@ -186,6 +226,7 @@ async def inspect(
 
     from shoal_cli.output import plain, print_json
     from shoal_cli.reference import normalise
+    from shoal_cli.restart import shown
 
     async with target.client() as client:
         try:
@@ -197,7 +238,7 @@ async def inspect(
                 task = await client.call(runtime.TASK_GET, runtime.ProcessRequest(container_id=name))
             except NotFound:
                 task = None
-            print_json({**plain(container), "task": plain(task)})
+            print_json({**plain(container), "restart": shown(container), "task": plain(task)})
             return
         try:
             image = await client.call(content.IMAGE_RESOLVE, content.ResolveImage(name=normalise(name)))

@@ -49,6 +49,11 @@ class EmbeddedBus:
         self._port = self._choose()
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Half of the processors, unless somebody says otherwise: Go's idle threads look for work on the others."""
+        return {"GOMAXPROCS": os.environ.get("GOMAXPROCS") or str(max(1, len(os.sched_getaffinity(0)) // 2))}
+
+    @property
     def address(self) -> Address:
         return Address(urls=[f"nats://{LOOPBACK}:{self._port}"], user="shoal", password=self._password)
 

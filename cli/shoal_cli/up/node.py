@@ -20,7 +20,7 @@ from shoal_bus.errors import PermissionDenied, ShoalError
 from shoal_bus.node import DEFAULT_ROOT, DEFAULT_STATE, NODE_FILE, Node, default_name, parse_url
 from shoal_bus.subjects import check_node
 
-from shoal_cli.stopping import stop_containers
+from shoal_cli.stopping import release_restarts, stop_containers
 from shoal_cli.up.bus import READY, EmbeddedBus
 from shoal_cli.up.child import Child
 from shoal_cli.up.lines import Lines
@@ -66,7 +66,7 @@ class _NodeUp:
         bus = None if options.nats_url else EmbeddedBus(name, root, state)
         address = bus.address if bus is not None else parse_url(options.nats_url)
         self.node = Node(name=name, root=root, state=state, address=address, runtime=options.runtime or "runc")
-        self._bus = self._child(BUS, bus.command) if bus is not None else None
+        self._bus = self._child(BUS, bus.command, bus.environment) if bus is not None else None
         self._services = {service: self._child(service, self._command(service)) for service in SERVICES}
         self._stop = asyncio.Event()
         self._signals = 0
@@ -93,6 +93,7 @@ class _NodeUp:
                 "node.up", node=self.node.name, root=str(self.node.root), state=str(self.node.state),
                 bus=", ".join(self.node.address.urls), pids={name: c.pid for name, c in self._services.items()},
             )  # fmt: skip
+            await self._release_restarts()
             await self._stop.wait()
             if self._options.stop_containers:
                 await self._stop_containers()
@@ -121,6 +122,12 @@ class _NodeUp:
         for child in self._services.values():
             child.kill()
 
+    async def _release_restarts(self) -> None:
+        try:
+            await self._unless_stopped(release_restarts(self.node))
+        except ShoalError as error:  # they come a while later
+            self._lines.say("restarts.not_released", "warning", error=str(error))
+
     async def _stop_containers(self) -> None:
         try:
             count = await stop_containers(self.node)
@@ -144,10 +151,10 @@ class _NodeUp:
         ]  # fmt: skip
         return lambda: command
 
-    def _child(self, name: str, command: Callable[[], Sequence[str]]) -> Child:
+    def _child(self, name: str, command: Callable[[], Sequence[str]], more: Mapping[str, str] | None = None) -> Child:
         left_out = ("SHOAL_NATS_URL", "SHOAL_NODE", "SHOAL_ROOT", "SHOAL_STATE")
         environment = {key: value for key, value in os.environ.items() if key not in left_out}
-        return Child(name, command, environment, self._heard, self._restarts)
+        return Child(name, command, environment | dict(more or {}), self._heard, self._restarts)
 
     def _heard(self, name: str, line: bytes) -> bool:
         heard = self._lines.take(name, line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import structlog
 from shoal_bus.errors import BY_CODE, Code, Unavailable
@@ -26,24 +26,36 @@ class Owner(Protocol):
     def lost(self, shim: ShimConnection, orderly: bool) -> None: ...
 
 
-class ShimConnection:
-    """A connection to one shim: requests by number, and what it says unasked."""
+class ShimConnection(asyncio.Protocol):
+    """A connection to one shim, made by `connect`: requests by number, and what it says unasked."""
 
-    def __init__(self, owner: Owner, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._owner, self.name, self._writer = owner, name, writer
+    def __init__(self, owner: Owner, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        self._owner, self.name = owner, name
         self.hello: dict[str, Any] = {}
         self.closed = False
         self._number = 1
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._hello = asyncio.Event()
+        self._greeted: asyncio.Future[None] = loop.create_future()
+        self._gone: asyncio.Future[None] = loop.create_future()
         self._orderly = False
-        self._reading = asyncio.create_task(self._read(reader))
+        self._decoder = protocol.Decoder()
+        self._transport: asyncio.Transport | None = None
+
+    @classmethod
+    async def connect(cls, owner: Owner, name: str, directory: str, socket_name: str) -> ShimConnection:
+        """A connection to the socket `socket_name` in `directory`. OSError when nobody listens there."""
+        connection = cls(owner, name)
+        await asyncio.get_running_loop().create_unix_connection(
+            lambda: connection, sock=open_socket(directory, socket_name)
+        )
+        return connection
 
     async def greeted(self) -> None:
         """Returns when the shim has said who it is."""
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                await self._hello.wait()
+                await asyncio.shield(self._greeted)
         except TimeoutError:
             raise Unavailable("a shim doesn't answer") from None
         if self.closed:
@@ -56,9 +68,9 @@ class ShimConnection:
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
-            if self.closed:
+            if self.closed or self._transport is None:
                 raise Unavailable("the shim is gone")
-            self._writer.write(protocol.encode(request | {"n": number}))
+            self._transport.write(protocol.encode(request | {"n": number}))
             async with asyncio.timeout(CALL_SECONDS):
                 reply = await answer
         finally:
@@ -68,32 +80,44 @@ class ShimConnection:
         return reply
 
     async def close(self) -> None:
+        """Ends the connection, in order."""
         self._orderly = True
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
+        if self._transport is not None:
+            self._transport.abort()
+            await self._gone
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        decoder = protocol.Decoder()
+    # ------------------------------------------------------------------------------------------------ asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's isn't one by its class
+
+    def data_received(self, data: bytes) -> None:
         try:
-            while data := await reader.read(65536):
-                for message in decoder.feed(data):
-                    self._heard(message)
-        except (OSError, ValueError) as error:
+            for message in self._decoder.feed(data):
+                self._heard(message)
+        except ValueError as error:
             log.warning("shim.connection", error=str(error))
-        finally:
-            self.closed = True
-            self._hello.set()
-            self._writer.close()
-            for waiting in self._waiting.values():
-                if not waiting.done():
-                    waiting.set_exception(Unavailable("the shim is gone"))
-            self._owner.lost(self, self._orderly)
+            assert self._transport is not None
+            self._transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if error is not None:
+            log.warning("shim.connection", error=str(error))
+        self.closed = True
+        for waiting in (self._greeted, self._gone):
+            if not waiting.done():
+                waiting.set_result(None)
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(Unavailable("the shim is gone"))
+        self._owner.lost(self, self._orderly)
 
     def _heard(self, message: dict[str, Any]) -> None:
         match message.get("event"):
             case "hello":
                 self.hello = message
-                self._hello.set()
+                if not self._greeted.done():
+                    self._greeted.set_result(None)
             case "exit":
                 self._owner.exited(self.hello, message)
             case "oom":
@@ -108,8 +132,8 @@ class ShimConnection:
                 log.debug("shim.unknown_event", event_name=other)
 
 
-async def open_socket(directory: str, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to the socket `name` in `directory`. OSError when nobody listens there."""
-    connection: socket.socket = protocol.connect(directory, name)
+def open_socket(directory: str, name: str) -> socket.socket:
+    """A connection to the socket `name` in `directory`, which doesn't block. OSError when nobody listens there."""
+    connection = socket.socket(fileno=protocol.connect(directory, name).detach())
     connection.setblocking(False)
-    return await asyncio.open_unix_connection(sock=connection)
+    return connection

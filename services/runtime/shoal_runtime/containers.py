@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,7 @@ from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument,
 from shoal_bus.filters import Field, compile_filters, label_field
 from shoal_bus.message import Empty, now, pack, unpack
 
+from shoal_runtime.restart.rows import follow_labels, forget
 from shoal_runtime.spec import check_spec
 from shoal_runtime.spec.resources import updated
 
@@ -26,6 +27,11 @@ class Containers:
 
     def __init__(self, database: Database, default_runtime: str) -> None:
         self._db, self._default_runtime = database, default_runtime
+        self._on_updated: list[Callable[[str, str], None]] = []
+
+    def on_updated(self, callback: Callable[[str, str], None]) -> None:
+        """Calls `callback` with namespace and id after each change that a client of this copy has made."""
+        self._on_updated.append(callback)
 
     def find(self, namespace: str, id: str) -> api.Container | None:
         """The record, or None."""
@@ -52,6 +58,7 @@ class Containers:
              record.snapshotter, record.snapshot_key, record.network, pack(record.spec), record.created_at.timestamp(),
              record.updated_at.timestamp()),
         )  # fmt: skip
+        follow_labels(tx, namespace, record.id, record.labels)
         made = api.ContainerCreated(id=record.id, image=record.image, runtime=api.ContainerRuntime(name=record.runtime))
         tx.emit(namespace, api.CONTAINERS_CREATE, made)
 
@@ -73,6 +80,7 @@ class Containers:
             (record.image, pack(record.labels), record.snapshot_key, pack(record.spec),
              record.updated_at.timestamp(), namespace, record.id),
         )  # fmt: skip
+        follow_labels(tx, namespace, record.id, record.labels)
         event = api.ContainerUpdated(
             id=record.id, image=record.image, labels=record.labels, snapshot_key=record.snapshot_key
         )
@@ -84,6 +92,7 @@ class Containers:
         """Removes the row, with its event; says whether there was one."""
         gone = tx.execute("DELETE FROM containers WHERE namespace = ? AND id = ?", (namespace, id)).rowcount > 0
         if gone:
+            forget(tx, namespace, id)
             tx.emit(namespace, api.CONTAINERS_DELETE, api.ContainerDeleted(id=id))
         return gone
 
@@ -129,7 +138,14 @@ class Containers:
         with self._db.write() as tx:
             record = self._write(tx, ctx.namespace, _updated(self.require(ctx.namespace, request.id), request))
             ctx.answer(tx, record)
+        for callback in self._on_updated:
+            callback(ctx.namespace, request.id)
         return record
+
+    def relabel(self, tx: Transaction, namespace: str, id: str, labels: Mapping[str, str]) -> None:
+        """Sets some of a container's labels, with the event; the others stay."""
+        record = self.require(namespace, id)
+        self._write(tx, namespace, record.model_copy(update={"labels": {**record.labels, **labels}}))
 
     async def delete(self, ctx: Context, request: api.ContainerRequest) -> Empty:
         key = (ctx.namespace, request.id)

@@ -16,6 +16,7 @@ from shoal_bus.message import Empty, Message
 
 from shoal_runtime import pids
 from shoal_runtime.containers import Containers
+from shoal_runtime.restart.rows import Rows
 from shoal_runtime.spec.check import check_resources
 from shoal_runtime.supervisor import Supervisor
 from shoal_runtime.tasks import Tasks
@@ -26,6 +27,7 @@ class Controls:
 
     def __init__(self, database: Database, containers: Containers, tasks: Tasks, supervisor: Supervisor) -> None:
         self._db, self._containers, self._tasks, self._supervisor = database, containers, tasks, supervisor
+        self._restarts = Rows(database)
 
     def _living(self, ctx: Context, id: str, exec_id: str = "") -> Any:
         """The row of a process that has been created and hasn't ended."""
@@ -39,12 +41,16 @@ class Controls:
 
     async def kill(self, ctx: Context, request: api.KillTask) -> Empty:
         """Sends a signal to a process, or to all of the container."""
-        row = self._living(ctx, request.container_id, request.exec_id)
+        id, exec_id = request.container_id, request.exec_id
+        # A copy that died may have sent it, and that may have been the process's end: its shim knows.
+        row = self._tasks.require(ctx.namespace, id, exec_id) if ctx.resumed else self._living(ctx, id, exec_id)
         if not row["pid"]:
-            raise FailedPrecondition(f"container {request.container_id}: the process hasn't been started")
-        if request.all and request.exec_id:
+            raise FailedPrecondition(f"container {id}: the process hasn't been started")
+        if request.all and exec_id:
             raise InvalidArgument("all: signals every process of the container, exec_id one: give either")
-        await self._supervisor.kill(ctx.namespace, request.container_id, request.signal, request.all, request.exec_id)
+        if not exec_id:
+            self._restarts.killed(ctx.namespace, id)
+        await self._supervisor.kill(ctx.namespace, id, request.signal, request.all, exec_id, request_id=ctx.id)
         return Empty()
 
     async def pause(self, ctx: Context, request: api.TaskRequest) -> Empty:

@@ -57,16 +57,17 @@ class Execs:
                     " VALUES (?, ?, ?, ?, 'created', ?, ?, ?)",
                     (ctx.namespace, id, exec_id, ctx.id, pack(process), request.stdio.pack(), int(request.remove)),
                 )
-                tx.emit(ctx.namespace, api.TASKS_EXEC_ADDED, api.TaskExecAdded(container_id=id, exec_id=exec_id))
-                added = api.Task(container_id=id, exec_id=exec_id, status="created", stdio=request.stdio)
-                if not request.start:
+                if request.start:
+                    ctx.begin(tx)
+                else:
+                    _tell_added(tx, ctx.namespace, id, exec_id)
+                    added = api.Task(container_id=id, exec_id=exec_id, status="created", stdio=request.stdio)
                     ctx.answer(tx, added)
-            if not request.start:
-                return added
+                    return added
         elif found["request_id"] != ctx.id:
             raise AlreadyExists(f"container {id}: has an exec {exec_id} already", hint="delete it first")
         try:
-            return await self.start(ctx, id, exec_id)
+            return await self.start(ctx, id, exec_id, added=True)
         except Exception:
             self._drop(ctx.namespace, id, exec_id)
             raise
@@ -98,12 +99,12 @@ class Execs:
         fitted: dict[str, Any] = fit_to_host({"process": process})["process"]
         return fitted
 
-    async def start(self, ctx: Context, id: str, exec_id: str) -> api.Task:
-        """Starts an exec, and answers `ctx` with it."""
+    async def start(self, ctx: Context, id: str, exec_id: str, *, added: bool = False) -> api.Task:
+        """Starts an exec, and answers `ctx` with it. `added` by the same request, it is told of once it has started."""
         row = self._tasks.require(ctx.namespace, id, exec_id)
         if row["status"] != "created" or row["start_request"] not in ("", ctx.id):
             raise FailedPrecondition(f"container {id}: its exec {exec_id} has been started already")
-        self._tasks.set_start(ctx.namespace, id, exec_id, ctx.id)
+        self._tasks.set_start(ctx, id, exec_id)
         try:
             pid = await self._supervisor.exec(
                 ctx.namespace, id, exec_id, process=unpack(row["process"]), stdio=Stdio.unpack(row["stdio"]),
@@ -119,6 +120,8 @@ class Execs:
             )
             if not started.rowcount:
                 raise NotFound(f"container {id}: was removed meanwhile, and its exec {exec_id} with it")
+            if added:
+                _tell_added(tx, ctx.namespace, id, exec_id)
             event = api.TaskExecStarted(container_id=id, exec_id=exec_id, pid=pid)
             tx.emit(ctx.namespace, api.TASKS_EXEC_STARTED, event)
             exit = self._exits.settle(tx, ctx.namespace, id, exec_id)
@@ -185,6 +188,10 @@ class Execs:
                 "DELETE FROM tasks WHERE namespace = ? AND id = ? AND exec_id = ? AND status = 'created'",
                 (namespace, id, exec_id),
             )
+
+
+def _tell_added(tx: Transaction, namespace: str, id: str, exec_id: str) -> None:
+    tx.emit(namespace, api.TASKS_EXEC_ADDED, api.TaskExecAdded(container_id=id, exec_id=exec_id))
 
 
 def _killed(namespace: str, row: Any) -> ExitRecord:

@@ -43,10 +43,10 @@ class Exits:
         self._db, self._tell = database, tell
         self._waiting: dict[tuple[str, str, str], set[asyncio.Future[api.Exit]]] = {}
         self._retries: set[asyncio.Task[None]] = set()
-        self._on_recorded: list[Callable[[], None]] = []
+        self._on_recorded: list[Callable[[str, api.Exit], None]] = []
 
-    def on_recorded(self, callback: Callable[[], None]) -> None:
-        """Calls `callback` after each exit that this copy has recorded."""
+    def on_recorded(self, callback: Callable[[str, api.Exit], None]) -> None:
+        """Calls `callback` with the namespace and the exit after each one that this copy has recorded."""
         self._on_recorded.append(callback)
 
     def heard(self, record: ExitRecord) -> None:
@@ -127,7 +127,7 @@ class Exits:
         self.wake(heard)
         self._tell(heard)
         for callback in self._on_recorded:
-            callback()
+            callback(namespace, exit)
 
     def wake(self, heard: ExitHeard) -> None:
         """Gives an exit to who waits for it in this copy."""
@@ -136,22 +136,29 @@ class Exits:
             if not future.done():
                 future.set_result(heard.exit)
 
-    async def wait(self, namespace: str, id: str, exec_id: str = "") -> api.Exit:
-        """The exit of a process, once there is one. NOT_FOUND without it, unless a run's was removed lately."""
+    async def wait(self, namespace: str, id: str, exec_id: str = "", pid: int = 0) -> api.Exit:
+        """The exit of a process, once there is one. NOT_FOUND without it, unless a run's was removed lately.
+
+        With a `pid` only that process counts: one that has taken its place since, by a restart policy, doesn't.
+        """
         key = (namespace, id, exec_id)
         while True:
             row = self._db.read_one("SELECT * FROM tasks WHERE namespace = ? AND id = ? AND exec_id = ?", key)
             if row is None and exec_id:
                 raise NotFound(f"container {id}: has no exec {exec_id}")
             if row is None:
-                return self._kept(namespace, id)
+                return self._kept(namespace, id, pid)
+            if pid and row["pid"] not in (0, pid):
+                raise NotFound(f"container {id}: process {pid} is gone, and another one is in its place")
             if row["status"] == "stopped":
                 return exit_of(row)
             future: asyncio.Future[api.Exit] = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(key, set()).add(future)
             try:
                 async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
-                    return await future
+                    exit = await future
+                if not pid or exit.pid == pid:
+                    return exit
             except TimeoutError:
                 continue
             finally:
@@ -174,12 +181,12 @@ class Exits:
         """Forgets a kept exit: the name is used anew. Those that nobody will ask for go, too."""
         tx.execute("DELETE FROM exits WHERE (namespace = ? AND id = ?) OR kept_until < ?", (namespace, id, time.time()))
 
-    def _kept(self, namespace: str, id: str) -> api.Exit:
+    def _kept(self, namespace: str, id: str, pid: int) -> api.Exit:
         row = self._db.read_one(
             "SELECT *, pid AS exit_pid, '' AS exec_id FROM exits WHERE namespace = ? AND id = ? AND kept_until > ?",
             (namespace, id, time.time()),
         )
-        if row is None:
+        if row is None or (pid and row["pid"] != pid):
             raise NotFound(f"container {id}: has no task")
         return exit_of(row)
 

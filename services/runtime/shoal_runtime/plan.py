@@ -103,6 +103,23 @@ class Made:
         )
         await self._client.call(network.LINK_ATTACH, attach, id=f"{plan.request_id}.attach")
 
+    async def network_again(self, patience: float) -> None:
+        """Makes what is gone of its network, as after a reboot; what is there stays. Asked by a later request than the
+        run's, whose id the plan then has: that one's answers are of the network that was.
+        """
+        plan = self._plan
+        if not plan.bridged:
+            return
+        attached = False
+        try:
+            request = network.NetworkRequest(id=plan.id)
+            found = await self._client.call(network.NETWORK_GET, request, patience=patience)
+            attached = bool(found.attachments)
+        except NotFound:
+            await self.network()
+        if not attached:
+            await self.attach()
+
     # Undoing what may have been asked for by a copy that died asks for it again first: then it is certain to be there,
     # and a request still on its way can't make it after we have looked.
 

@@ -56,6 +56,9 @@ class Reconciliation:
                 await self._tasks.undo_creation(namespace, id)
                 log.warning("task.undone", namespace=namespace, container=id, reason="its creation wasn't finished")
         elif row["status"] != "stopped" and not await self._is_supervised(namespace, id):
+            row = self._tasks.find(namespace, id)
+            if row is None or row["status"] == "stopped":
+                return  # its shim was dead, and how it ended has just been found out
             # After a reboot, say. A start that was under way is finished by its request, which finds no shim either.
             lost = ExitRecord(namespace, id, row["pid"], KILLED, now())
             if not (row["start_request"] and row["status"] == "created" and self._is_begun(row["start_request"])):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
+from shoal_bus import restart
 from shoal_bus.api import runtime as api
 from shoal_bus.context import Context
 from shoal_bus.database import Database
@@ -106,9 +107,9 @@ class Runs:
             )  # fmt: skip
         at = now()
         record = api.Container(
-            id=request.id, image=plan.image, labels=request.labels, runtime=plan.runtime, snapshotter=plan.snapshotter,
-            snapshot_key=request.id, network=request.id if plan.bridged else "", spec=spec, created_at=at,
-            updated_at=at,
+            id=request.id, image=plan.image, labels={**request.labels, **restart.labels_of(request.restart)},
+            runtime=plan.runtime, snapshotter=plan.snapshotter, snapshot_key=request.id,
+            network=request.id if plan.bridged else "", spec=spec, created_at=at, updated_at=at,
         )  # fmt: skip
         with self._db.write() as tx:
             self._containers.insert(tx, ctx.namespace, record, ctx.id)

@@ -60,6 +60,20 @@ CREATE TABLE exits (                          -- of tasks that were removed with
 ) WITHOUT ROWID;
 """,
     """
+CREATE TABLE restarts (                       -- of containers that are to run or to be stopped: there is a label for it
+    namespace  TEXT NOT NULL,
+    id         TEXT NOT NULL,
+    request_id TEXT NOT NULL DEFAULT '',      -- of the newest start from here
+    plan       BLOB NOT NULL DEFAULT x'',     -- what that one makes the task of
+    pause      REAL NOT NULL DEFAULT 0,       -- seconds between the end before it and it
+    began_at   REAL NOT NULL DEFAULT 0,
+    failed_at  REAL NOT NULL DEFAULT 0,       -- 0 unless it came to nothing
+    killed_at  REAL NOT NULL DEFAULT 0,       -- when a client last asked for a signal
+    held_until REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (namespace, id)
+) WITHOUT ROWID;
+""",
+    """
 ALTER TABLE tasks ADD COLUMN auto_remove INTEGER NOT NULL DEFAULT 0;  -- of an exec: removed when it has ended
 CREATE INDEX execs_to_remove ON tasks (status) WHERE auto_remove;
 """,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 
 from shoal_bus.api import runtime as api
@@ -15,12 +16,31 @@ from shoal_runtime.exits import ExitHeard, Exits
 from shoal_runtime.metrics import Metrics
 from shoal_runtime.reconcile import Reconciliation
 from shoal_runtime.removal import Removal, lock_of, lock_of_process
+from shoal_runtime.restart.decision import INTERVAL_SECONDS
+from shoal_runtime.restart.monitor import Monitor
+from shoal_runtime.restart.rows import Rows
+from shoal_runtime.restart.start import Starts
 from shoal_runtime.run import Runs
 from shoal_runtime.schema import MIGRATIONS
 from shoal_runtime.supervisor import Supervisor
 from shoal_runtime.tasks import Tasks
 
 _EXIT = "exit"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The service's own flags."""
+    parser.add_argument(
+        "--restart-interval", type=_positive, default=INTERVAL_SECONDS,
+        help="seconds between looks at every container's restart policy, as containerd's restart monitor has it",
+    )  # fmt: skip
+
+
+def _positive(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be more than 0 seconds")
+    return seconds
 
 
 def _lock_of_process(request: api.ProcessRequest | api.ExecTask) -> str:
@@ -47,19 +67,28 @@ async def setup(process: Process) -> None:
     controls = Controls(database, containers, tasks, supervisor)
     removal = Removal(database, process.locks, containers, tasks, service.client.with_namespace)
     runs = Runs(database, process.locks, containers, tasks, removal, process.node.runtime)
-    exits.on_recorded(removal.wake)
+    exits.on_recorded(lambda *_: removal.wake())
+    rows, interval = Rows(database), process.args.restart_interval
+    monitor = Monitor(rows, service.client.with_namespace, interval)
+    starts = Starts(database, rows, containers, tasks, removal, monitor.look_everywhere, interval)
+    exits.on_recorded(lambda namespace, exit: monitor.look_at(namespace, exit.container_id))
+    containers.on_updated(monitor.look_at)
     process.stack.callback(cgroups.remove_empty, database, bundles)
     process.stack.push_async_callback(removal.stop)
+    process.stack.push_async_callback(monitor.stop)
 
-    service.handle(api.CONTAINER_CREATE, containers.create, lock=lambda r: lock_of(r.id))
+    service.handle(api.CONTAINER_CREATE, containers.create, lock=lambda r: lock_of(r.id), begins_itself=True)
     service.handle(api.CONTAINER_GET, containers.get)
     service.stream(api.CONTAINER_LIST, containers.list)
-    service.handle(api.CONTAINER_UPDATE, containers.update, lock=lambda r: lock_of(r.id))
-    service.handle(api.CONTAINER_DELETE, containers.delete, lock=lambda r: lock_of(r.id))
+    service.handle(api.CONTAINER_UPDATE, containers.update, lock=lambda r: lock_of(r.id), begins_itself=True)
+    service.handle(api.CONTAINER_DELETE, containers.delete, lock=lambda r: lock_of(r.id), begins_itself=True)
     service.handle(api.CONTAINER_REMOVE, removal.remove, lock=lambda r: lock_of(r.id))
-    service.handle(api.TASK_CREATE, tasks.create, lock=lambda r: lock_of(r.container_id))
-    service.handle(api.TASK_EXEC, tasks.execs.add, lock=_lock_of_process)
-    service.handle(api.TASK_START, tasks.start, lock=_lock_of_process)
+    service.handle(api.CONTAINER_START, starts.start, lock=lambda r: lock_of(r.id))
+    service.handle(api.CONTAINER_RESTART, starts.restart, lock=lambda r: lock_of(r.id))
+    service.handle(api.NODE_HOLD_RESTARTS, starts.hold, lock=lambda _: "restarts")
+    service.handle(api.TASK_CREATE, tasks.create, lock=lambda r: lock_of(r.container_id), begins_itself=True)
+    service.handle(api.TASK_EXEC, tasks.execs.add, lock=_lock_of_process, begins_itself=True)
+    service.handle(api.TASK_START, tasks.start, lock=_lock_of_process, begins_itself=True)
     service.handle(api.TASK_WAIT, tasks.wait)
     service.handle(api.TASK_DELETE, tasks.delete, lock=_lock_of_process)
     service.handle(api.TASK_GET, tasks.get)
@@ -81,3 +110,4 @@ async def setup(process: Process) -> None:
     found = await supervisor.start()
     await Reconciliation(database, process.locks, supervisor, tasks, exits, bundles).run(found)
     service.background(removal.sweep_for_ever(), "removal")
+    service.background(monitor.watch_for_ever(), "restarts")

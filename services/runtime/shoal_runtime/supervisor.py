@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from shoal_bus.errors import (
     AlreadyExists,
     FailedPrecondition,
-    Internal,
     NotFound,
     ShoalError,
     Unavailable,
@@ -30,10 +30,13 @@ from shoal_bus.locks import Locks
 from shoal_bus.types import Mount, Stdio
 
 from shoal_runtime.connection import CALL_SECONDS, ShimConnection, open_socket
-from shoal_runtime.shim import protocol, zygote
-from shoal_runtime.takedown import KILLED, remove_container
+from shoal_runtime.grace import GracePeriod
+from shoal_runtime.shim import protocol, specification, zygote
+from shoal_runtime.takedown import KILLED, is_alive, remove_container
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 START_SECONDS = 10.0
 _WATCH_SECONDS = 1.0
@@ -86,6 +89,7 @@ class Supervisor:
         self._starting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._grace_period = GracePeriod()
 
     # -------------------------------------------------------------------------------------------------- start and stop
 
@@ -93,6 +97,7 @@ class Supervisor:
         """Finds the shims that run and takes down what dead ones left; exits that happened meanwhile are told."""
         self._places.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self._want_zygote()
+        await self._sweep_half_made()
         found = [
             entry
             for name in sorted(p.name for p in self._places.iterdir())
@@ -111,6 +116,7 @@ class Supervisor:
             await shim.close()
         if self._zygote is not None:
             self._zygote.close()
+        await self._grace_period.close()
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)
@@ -119,15 +125,22 @@ class Supervisor:
 
     async def _find(self, name: str) -> Found | None:
         """Connects to the shim of a directory, or takes down what it left."""
+        if "." in name:
+            return None  # one that is just being made, or a group's
         record = protocol.read_json(str(self._places / name), protocol.RECORD)
-        if record is None or "." in name:
-            return None  # one that is just being made, or that died so early that it had made nothing
+        if record is None:
+            await self._sweep(name)  # it died while it removed everything, and had got so far
+            return None
         try:
-            shim = await self._connected(name)
+            hello = (await self._connected(name)).hello
         except (OSError, ShoalError):
-            exit = await self._take_down(name)
+            try:
+                exit = await self._take_down(name)
+            except Exception as error:  # one container is no reason not to start
+                foreseen = isinstance(error, ShoalError)
+                log.warning("shim.not_found", container=record["id"], error=str(error), exc_info=not foreseen)
+                return None
             return Found(record["namespace"], record["id"], exit.pid, "dead", record["bundle"]) if exit else None
-        hello = shim.hello
         return Found(hello["namespace"], hello["id"], hello["pid"], hello["status"], record["bundle"])
 
     async def _watch(self) -> None:
@@ -137,11 +150,16 @@ class Supervisor:
             for name in [place.name for place in self._places.iterdir()]:
                 if name in self._shims or "." in name:
                     continue
-                with suppress(OSError, ShoalError):
+                try:
                     await self._find_living(name)
+                except (OSError, ShoalError) as error:
+                    log.debug("shim.not_found", name=name, error=str(error))
+                except Exception:
+                    log.exception("shim.not_found", name=name)  # the others are looked for all the same
 
     async def _find_living(self, name: str) -> None:
-        if (self._places / name / protocol.EXIT).exists():
+        exit = protocol.read_json(str(self._places / name), protocol.EXIT)
+        if exit is not None and exit.get("taken_down"):
             return
         try:
             await self._connected(name)
@@ -155,25 +173,30 @@ class Supervisor:
         async with self._starting:
             if self._zygote is not None and not self._zygote.is_closing():
                 return
-            reader, self._zygote = await self._reach_zygote()
-            self._spawn(self._hear_zygote(reader))
+            reader, writer = await self._reach_zygote(self._connect_to_zygote)
+            self._zygote = writer
+            self._spawn(self._hear_zygote(reader, writer))
 
-    async def _hear_zygote(self, reader: asyncio.StreamReader) -> None:
+    async def _hear_zygote(self, reader: asyncio.StreamReader, zygote: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while await reader.read(4096):
                 pass
-        if self._zygote is not None:
-            self._zygote.close()
+        zygote.close()
+        if self._zygote is zygote:  # and nobody has had it started again already
             self._zygote = None
         if not self._closed:
             log.warning("zygote.lost")
             await self._want_zygote()
 
-    async def _reach_zygote(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect_to_zygote(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(sock=open_socket(str(self._state), protocol.ZYGOTE_SOCKET))
+
+    async def _reach_zygote(self, connect: Callable[[], Awaitable[T]]) -> T:
+        """What `connect` does at one of its sockets; the zygote is started where nobody listens."""
         ends = time.monotonic() + START_SECONDS
         while True:
             try:
-                return await open_socket(str(self._state), protocol.ZYGOTE_SOCKET)
+                return await connect()
             except (FileNotFoundError, ConnectionRefusedError):
                 if time.monotonic() > ends:
                     raise Unavailable("the zygote doesn't start", hint="see the runtime service's log") from None
@@ -212,6 +235,7 @@ class Supervisor:
         name = place_of(namespace, id)
         if (self._places / name).exists() and (pid := await self._created_before(name, id, request_id)) is not None:
             return pid
+        self._grace_period.begin()
         options = options or {}
         runtime = options.get("binary_name") or runtime
         binary = shutil.which(runtime)
@@ -225,6 +249,7 @@ class Supervisor:
             "runtime": binary, "runtime_root": str(root), "rootfs": [mount.model_dump() for mount in rootfs],
             "stdio": stdio.model_dump(), "request_id": request_id, "options": options, "checkpoint": checkpoint,
             "group": place_of(namespace, f"group/{group}") if group else "",
+            "facts": specification.facts(protocol.read_json(str(bundle), "config.json") or {}),
         }  # fmt: skip
         if not group:
             return await self._create(name, id, request)
@@ -232,9 +257,8 @@ class Supervisor:
             return await self._create(name, id, request)
 
     async def _create(self, name: str, id: str, request: dict[str, Any]) -> int:
-        reader, writer = await self._reach_maker(request["group"])
+        shim = await self._reach_maker(name, request["group"])
         request_id = request["request_id"]
-        shim = ShimConnection(self, name, reader, writer)
         self._shims[name] = shim
         try:
             reply = await shim.ask(request)
@@ -247,16 +271,19 @@ class Supervisor:
             return pid
         except BaseException:
             await shim.close()
+            await self._sweep_half_made(name)
             raise
         return int(reply["pid"])
 
-    async def _reach_maker(self, group: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _reach_maker(self, name: str, group: str) -> ShimConnection:
         """Who makes a container: the shim of its group where there is one, or the zygote."""
         if group:
             with suppress(FileNotFoundError, ConnectionRefusedError):
-                return await open_socket(str(self._places / (group + protocol.GROUP)), protocol.SOCKET)
+                place = str(self._places / (group + protocol.GROUP))
+                return await ShimConnection.connect(self, name, place, protocol.SOCKET)
         await self._want_zygote()
-        return await self._reach_zygote()
+        state = str(self._state)
+        return await self._reach_zygote(lambda: ShimConnection.connect(self, name, state, protocol.SHIM_SOCKET))
 
     async def _created_before(self, name: str, id: str, request_id: str) -> int | None:
         """The pid an earlier call of this request made; None when nothing is left of it. ALREADY_EXISTS if alive."""
@@ -283,14 +310,19 @@ class Supervisor:
         self, namespace: str, id: str, exec_id: str, *, process: dict[str, Any], stdio: Stdio, request_id: str
     ) -> int:
         """Starts a further process in a container; its pid. The same request again gets the same answer."""
+        self._grace_period.begin()
         request = {
             "op": "exec", "exec": exec_id, "process": process, "stdio": stdio.model_dump(), "request_id": request_id,
         }  # fmt: skip
         return int((await self._ask(namespace, id, request))["pid"])
 
-    async def kill(self, namespace: str, id: str, signal: int, all: bool, exec_id: str = "") -> None:
-        """Sends a signal to a process, or to all. NOT_FOUND when it has finished."""
-        await self._ask(namespace, id, {"op": "kill", "signal": signal, "all": all, "exec": exec_id})
+    async def kill(
+        self, namespace: str, id: str, signal: int, all: bool, exec_id: str = "", *, request_id: str = ""
+    ) -> None:
+        """Sends a signal to a process, or to all. NOT_FOUND when it has finished, unless by this same request."""
+        await self._ask(
+            namespace, id, {"op": "kill", "signal": signal, "all": all, "exec": exec_id, "request_id": request_id}
+        )
 
     async def pause(self, namespace: str, id: str) -> None:
         """Freezes a running container."""
@@ -332,21 +364,46 @@ class Supervisor:
         """
         name = place_of(namespace, id)
         if not (self._places / name).exists():
+            await self._sweep_half_made(name)
             return None
+        record: ExitRecord | None
         try:
             shim = await self._connected(name)
             reply = await shim.ask({"op": "delete", "force": force})
             record = _exit_record(namespace, id, reply["exit"])
         except (OSError, Unavailable):
-            taken = await self._take_down(name)
-            if taken is None:
-                return None
-            record = taken
+            group = (protocol.read_json(str(self._places / name), protocol.RECORD) or {}).get("group")
+            record = await self._take_down(name)
+            if group:
+                await self._sweep_group(group)
+            await self._sweep_half_made(name)
         await self._sweep(name)
         return record
 
     async def _sweep(self, name: str) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._places / name, True)
+        """Removes a dead shim's directory: at once, and not while another copy takes down what it stands for."""
+        if not (self._places / name).exists():
+            return
+        async with self._locks.hold(f"shim {name}"):
+            away = self._places / f"{name}.{os.getpid()}"
+            with suppress(FileNotFoundError):
+                (self._places / name).rename(away)
+            await asyncio.to_thread(shutil.rmtree, away, True)
+
+    async def _sweep_group(self, group: str) -> None:
+        """Removes the directory of a group whose shim is dead."""
+        async with self._locks.hold(f"shim-group {group}"):
+            try:
+                protocol.connect(str(self._places / (group + protocol.GROUP)), protocol.SOCKET).close()
+            except OSError:
+                await self._sweep(group + protocol.GROUP)  # nobody has begun it anew
+
+    async def _sweep_half_made(self, name: str = "") -> None:
+        """Removes what those left (of the container `name`, or of any) who died making a directory, or removing one."""
+        for place in self._places.glob(f"{name}*.*"):
+            maker = place.suffix.removeprefix(".")
+            if maker.isdigit() and not protocol.start_time(int(maker)):
+                await asyncio.to_thread(shutil.rmtree, place, True)
 
     async def _ask(self, namespace: str, id: str, request: dict[str, Any]) -> dict[str, Any]:
         name = place_of(namespace, id)
@@ -366,13 +423,12 @@ class Supervisor:
         if shim is not None and not shim.closed:
             await shim.greeted()
             return shim
-        reader, writer = await open_socket(str(self._places / name), protocol.SOCKET)
+        shim = await ShimConnection.connect(self, name, str(self._places / name), protocol.SOCKET)
         again = self._shims.get(name)
         if again is not None and not again.closed:
-            writer.close()
+            await shim.close()
             await again.greeted()
             return again
-        shim = ShimConnection(self, name, reader, writer)
         self._shims[name] = shim
         await shim.greeted()
         return shim
@@ -398,7 +454,8 @@ class Supervisor:
         except FileNotFoundError:
             return  # it had made nothing yet, or has removed everything
         except (OSError, ShoalError):
-            await self._take_down(name)
+            with suppress(Unavailable):  # it is there again, made anew, and `_watch` finds it
+                await self._take_down(name)
 
     async def _take_down(self, name: str) -> ExitRecord | None:
         """What a dead shim left: its container is killed, its rootfs unmounted, the exit told (137, if unrecorded)."""
@@ -407,12 +464,9 @@ class Supervisor:
             record = protocol.read_json(place, protocol.RECORD)
             if record is None:
                 return None
-            try:
-                protocol.connect(place, protocol.SOCKET).close()
-            except OSError:
-                pass
-            else:
-                raise Internal(f"container {record['id']}: its shim is alive, and doesn't answer")
+            if await asyncio.to_thread(is_alive, place):
+                # Another copy has had it made anew meanwhile, or it is stuck: whoever asks again finds out.
+                raise Unavailable(f"container {record['id']}: its shim is alive, and doesn't answer")
             exit = protocol.read_json(place, protocol.EXIT)
             if exit is None or not exit.get("taken_down"):
                 log.warning("shim.dead", namespace=record["namespace"], container=record["id"], exited=exit is not None)

@@ -31,6 +31,7 @@ from shoal_runtime.execs import Execs
 from shoal_runtime.exits import KILLED, Exits, exit_of
 from shoal_runtime.spec import fit_to_host
 from shoal_runtime.supervisor import ExitRecord, Supervisor
+from shoal_runtime.takedown import remove_cgroups
 
 log = structlog.get_logger(__name__)
 
@@ -78,13 +79,15 @@ class Tasks:
             return await self.execs.start(ctx, request.container_id, request.exec_id)
         return await self.begin_to_run(ctx, request.container_id)
 
-    async def wait(self, ctx: Context, request: api.ProcessRequest) -> api.Exit:
-        return await self._exits.wait(ctx.namespace, request.container_id, request.exec_id)
+    async def wait(self, ctx: Context, request: api.WaitTask) -> api.Exit:
+        return await self._exits.wait(ctx.namespace, request.container_id, request.exec_id, request.pid)
 
     async def delete(self, ctx: Context, request: api.DeleteTask) -> api.Exit:
         if request.exec_id:
             return await self.execs.delete(ctx, request.container_id, request.exec_id, request.force)
         row = self.require(ctx.namespace, request.container_id)
+        if row["status"] == "creating":
+            raise FailedPrecondition(f"container {request.container_id}: its task is just being created")
         if row["status"] not in ("created", "stopped") and not request.force:
             raise FailedPrecondition(
                 f"container {request.container_id}: its task is {row['status']}", hint="kill it first, or force it"
@@ -138,6 +141,7 @@ class Tasks:
             raise AlreadyExists(f"container {id}: has a task already", hint="delete it first")
         bundle = self._bundles.path(ctx.namespace, id)
         with self._db.write() as tx:
+            ctx.begin(tx)
             self._exits.forget(tx, ctx.namespace, id)
             tx.execute(
                 "INSERT OR IGNORE INTO tasks (namespace, id, request_id, status, bundle, rootfs, stdio, checkpoint)"
@@ -197,7 +201,8 @@ class Tasks:
     async def undo_creation(self, namespace: str, id: str) -> None:
         """Takes back what a create that can't succeed has done. Nothing of it was told, so nothing is told now."""
         await self._supervisor.delete(namespace, id, force=True)
-        await asyncio.to_thread(self._bundles.remove, namespace, id)
+        await asyncio.to_thread(remove_cgroups, str(self._bundles.path(namespace, id)))
+        await self._bundles.discard(namespace, id)
         with self._db.write() as tx:
             tx.execute(
                 "DELETE FROM tasks WHERE namespace = ? AND id = ? AND exec_id = '' AND status = 'creating'",
@@ -214,7 +219,7 @@ class Tasks:
             if row["status"] == "creating":
                 raise FailedPrecondition(f"container {id}: its task is just being created")
             raise FailedPrecondition(f"container {id}: its task has been started already, and is {row['status']}")
-        self.set_start(ctx.namespace, id, "", ctx.id)
+        self.set_start(ctx, id, "")
         pid = row["pid"]
         try:
             status = await self._status(ctx.namespace, id) if again else "created"
@@ -239,12 +244,13 @@ class Tasks:
             self._exits.announce(ctx.namespace, exit)
         return task
 
-    def set_start(self, namespace: str, id: str, exec_id: str, request_id: str) -> None:
+    def set_start(self, ctx: Context, id: str, exec_id: str) -> None:
         """Writes down that a start is under way, before its first effect."""
         with self._db.write() as tx:
+            ctx.begin(tx)
             tx.execute(
                 "UPDATE tasks SET start_request = ? WHERE namespace = ? AND id = ? AND exec_id = ?",
-                (request_id, namespace, id, exec_id),
+                (ctx.id, ctx.namespace, id, exec_id),
             )
 
     def unstart(self, namespace: str, id: str, exec_id: str) -> None:
@@ -273,7 +279,7 @@ class Tasks:
         `keep` remembers the exit for who still waits; `answer` is the request that this is the answer of.
         """
         record = await self._supervisor.delete(namespace, id, force=True)
-        await asyncio.to_thread(self._bundles.remove, namespace, id)
+        await self._bundles.discard(namespace, id)
         told: api.Exit | None = None
         with self._db.write() as tx:
             row = _row(tx, namespace, id)

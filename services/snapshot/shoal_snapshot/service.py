@@ -24,15 +24,21 @@ async def setup(process: Process) -> None:
     layers = Layers(snapshots, pool)
     name = snapshotter.name
 
-    service.handle(api.SNAPSHOT_PREPARE.on(name), snapshots.prepare, lock=lambda r: f"snapshot/{r.key}")
-    service.handle(api.SNAPSHOT_VIEW.on(name), snapshots.view, lock=lambda r: f"snapshot/{r.key}")
+    service.handle(
+        api.SNAPSHOT_PREPARE.on(name), snapshots.prepare, lock=lambda r: f"snapshot/{r.key}", begins_itself=True
+    )
+    service.handle(api.SNAPSHOT_VIEW.on(name), snapshots.view, lock=lambda r: f"snapshot/{r.key}", begins_itself=True)
     service.handle(api.SNAPSHOT_COMMIT.on(name), snapshots.commit, lock=lambda r: f"snapshot/{r.key}")
     service.handle(api.SNAPSHOT_MOUNTS.on(name), snapshots.mounts)
     service.handle(api.SNAPSHOT_STAT.on(name), snapshots.stat)
-    service.handle(api.SNAPSHOT_UPDATE.on(name), snapshots.update, lock=lambda r: f"snapshot/{r.key}")
+    service.handle(
+        api.SNAPSHOT_UPDATE.on(name), snapshots.update, lock=lambda r: f"snapshot/{r.key}", begins_itself=True
+    )
     service.stream(api.SNAPSHOT_LIST.on(name), snapshots.each)
     service.handle(api.SNAPSHOT_USAGE.on(name), snapshots.usage)
-    service.handle(api.SNAPSHOT_REMOVE.on(name), snapshots.remove, lock=lambda r: f"snapshot/{r.key}")
+    service.handle(
+        api.SNAPSHOT_REMOVE.on(name), snapshots.remove, lock=lambda r: f"snapshot/{r.key}", begins_itself=True
+    )
     service.operate(
         api.SNAPSHOT_UNPACK.on(name), layers.unpack, undo=layers.undo_unpack, lock=lambda r: f"unpack/{r.name}"
     )

@@ -8,12 +8,17 @@ from shoal_bus.api.runtime.containers import (
     CONTAINER_GET,
     CONTAINER_LIST,
     CONTAINER_REMOVE,
+    CONTAINER_RESTART,
+    CONTAINER_START,
     CONTAINER_UPDATE,
+    NODE_HOLD_RESTARTS,
     Container,
     ContainerRequest,
     CreateContainer,
+    HoldRestarts,
     ListContainers,
     RemoveContainer,
+    RestartContainer,
     UpdateContainer,
 )
 from shoal_bus.api.runtime.events import (
@@ -114,6 +119,7 @@ from shoal_bus.api.runtime.tasks import (
     Task,
     TaskRequest,
     UpdateTask,
+    WaitTask,
 )
 
 __all__ = [
@@ -125,7 +131,10 @@ __all__ = [
     "CONTAINER_GET",
     "CONTAINER_LIST",
     "CONTAINER_REMOVE",
+    "CONTAINER_RESTART",
+    "CONTAINER_START",
     "CONTAINER_UPDATE",
+    "NODE_HOLD_RESTARTS",
     "NODE_METRICS",
     "TASKS_CHECKPOINTED",
     "TASKS_CREATE",
@@ -174,6 +183,7 @@ __all__ = [
     "ExecId",
     "ExecTask",
     "Exit",
+    "HoldRestarts",
     "Hook",
     "Hooks",
     "HugePages",
@@ -192,6 +202,7 @@ __all__ = [
     "RdmaDevice",
     "RemoveContainer",
     "ResizeTask",
+    "RestartContainer",
     "Rlimit",
     "RunDevice",
     "RunMount",
@@ -218,4 +229,5 @@ __all__ = [
     "TaskStarted",
     "UpdateContainer",
     "UpdateTask",
+    "WaitTask",
 ]

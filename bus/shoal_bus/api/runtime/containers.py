@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from shoal_bus.api.runtime.tasks import RuncOptions
+from pydantic import Field
+
+from shoal_bus.api.runtime.tasks import RuncOptions, Task
 from shoal_bus.identifiers import Identifier
 from shoal_bus.message import Empty, Message, Request
 from shoal_bus.types import Filter, Labels
@@ -72,6 +74,19 @@ class RemoveContainer(Request):
     force: bool = False
 
 
+class RestartContainer(Request):
+    """`after` is the request id of the restart before it, empty for the first: ABORTED if there was another since."""
+
+    id: Identifier
+    after: str = ""
+
+
+class HoldRestarts(Request):
+    """For so many seconds no restart policy starts anything: what stops all containers of a node asks for that."""
+
+    seconds: float = Field(ge=0, le=3600)
+
+
 CONTAINER_CREATE = Verb(
     "runtime",
     "container",
@@ -118,4 +133,41 @@ CONTAINER_REMOVE = Verb(
     Empty,
     mutates=True,
     behaviour=behaves("Removes a container and everything a run made for it.", "NOT_FOUND", "FAILED_PRECONDITION"),
+)
+CONTAINER_START = Verb(
+    "runtime",
+    "container",
+    "start",
+    ContainerRequest,
+    Task,
+    mutates=True,
+    behaviour=behaves(
+        "Starts a container that doesn't run: a new task on its snapshot, which writes to where a restarted one does.",
+        "NOT_FOUND",
+        "FAILED_PRECONDITION",
+    ),
+)
+CONTAINER_RESTART = Verb(
+    "runtime",
+    "container",
+    "restart",
+    RestartContainer,
+    Task,
+    mutates=True,
+    behaviour=behaves(
+        "Starts a container that has ended, as its restart policy wants it, and counts that: what the service asks of"
+        " itself.",
+        "ABORTED",
+        "NOT_FOUND",
+        "FAILED_PRECONDITION",
+    ),
+)
+NODE_HOLD_RESTARTS = Verb(
+    "runtime",
+    "node",
+    "hold_restarts",
+    HoldRestarts,
+    Empty,
+    mutates=True,
+    behaviour=behaves("Has restart policies wait.", whole_node=True),
 )

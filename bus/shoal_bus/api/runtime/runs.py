@@ -11,6 +11,7 @@ from shoal_bus.api.runtime.options import SpecOptions
 from shoal_bus.api.runtime.tasks import Task
 from shoal_bus.identifiers import Identifier
 from shoal_bus.message import Message
+from shoal_bus.restart import RestartPolicy
 from shoal_bus.types import Labels, Stdio
 from shoal_bus.verb import OperationVerb, behaves
 
@@ -43,9 +44,13 @@ class RunTask(SpecOptions):
     stdio: Stdio = Stdio()
     remove: bool = False
     """When it exits, remove the container and everything that was made for it."""
+    restart: RestartPolicy = "no"
+    """When it is started again: `no`, `always`, `unless-stopped` or `on-failure[:N]`; kept in containerd's labels."""
 
     @model_validator(mode="after")
     def _possible(self) -> RunTask:
+        if self.remove and self.restart != "no":
+            raise ValueError(f"what is removed at its exit can't be started again: remove, or restart {self.restart}")
         if self.uid_mappings and self.network.mode != "none":
             raise ValueError(f"a user namespace goes with network none, not with {self.network.mode}")
         if self.spec is not None:

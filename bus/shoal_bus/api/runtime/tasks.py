@@ -109,6 +109,15 @@ class KillTask(ProcessRequest):
     all: bool = False
 
 
+class WaitTask(ProcessRequest):
+    """`pid` says which process is meant where its container may have been started again since; 0: whichever is there.
+
+    NOT_FOUND when it isn't that one any more: its `/tasks/exit` says how it ended.
+    """
+
+    pid: int = Field(default=0, ge=0)
+
+
 class DeleteTask(ProcessRequest):
     """`force` kills what still runs, and answers with how it ended."""
 
@@ -230,7 +239,7 @@ TASK_WAIT = Verb(
     "runtime",
     "task",
     "wait",
-    ProcessRequest,
+    WaitTask,
     Exit,
     waits=True,
     behaviour=behaves("Answers when the process has exited.", "NOT_FOUND"),

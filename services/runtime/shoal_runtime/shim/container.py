@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import _signal  # type: ignore[import-not-found]
+import _socket
 import os
 import select
-import shutil
-import signal
-import socket
-from collections.abc import Callable
-from typing import Any
 
-from shoal_runtime.shim import mounts, protocol
+from shoal_runtime.shim import cgroups, codec, files, mounts, protocol, specification
 from shoal_runtime.shim.loop import Connection, Loop, serve
 from shoal_runtime.shim.oci import PID_FILE, OciRuntime
 from shoal_runtime.shim.oom import OomWatch
 from shoal_runtime.shim.process import Process
 from shoal_runtime.shim.protocol import ShimError
+from shoal_runtime.shim.reaper import Handover
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    Done = Callable[["ShimError | None"], None]
+
+    Reply = Callable[["dict[str, Any] | ShimError"], None]
 
 _ALL_GONE_SECONDS = 5.0
 _KILLED = 137
-
-Reply = Callable[["dict[str, Any] | ShimError"], None]
-Done = Callable[["ShimError | None"], None]
+_REMEMBERED = 7
 
 
 class Exec:
-    """A further process: `reply` is who still waits for it to be started."""
+    """A further process: `waiting` is who still waits for it to be started."""
 
-    def __init__(self, process: Process, request_id: str, reply: Reply) -> None:
+    def __init__(self, process: Process, request_id: str) -> None:
         self.process, self.request_id = process, request_id
-        self.waiting = [reply]
+        self.waiting: list[Reply] = []
 
 
 class Container:
@@ -50,12 +54,15 @@ class Container:
         self._execs: dict[str, Exec] = {}
         self._launching = 0
         self._connections: list[Connection] = []
-        self._listener: socket.socket | None = None
+        self._listener: _socket.socket | None = None
         self._status = "creating"
-        self._oom: OomWatch | None = None
+        self._oom = OomWatch(loop, lambda kills: self._tell({"event": "oom", "kills": kills}))
         self._busy = False
         self._queue: list[Callable[[], None]] = []
-        self._shares_pids, self._has_hooks = False, False
+        self._facts = request.get("facts") or specification.facts(protocol.read_json(self._bundle, "config.json") or {})
+        loop.adopts |= self._facts["host_pids"]
+        self._signalled: list[str] = []
+        self._frozen = self._deleting = False
 
     def _process(self, record: str, stdio: dict[str, Any]) -> Process:
         names = {"CONTAINER_ID": self._id, "CONTAINER_NAMESPACE": self._namespace}
@@ -67,20 +74,70 @@ class Container:
         os.mkdir(beside, 0o700)
         listener = protocol.listen(beside, protocol.SOCKET)
         record = {
-            key: self._request[key] for key in ("namespace", "id", "bundle", "runtime", "runtime_root", "request_id")
+            key: self._request.get(key, "")
+            for key in ("namespace", "id", "bundle", "runtime", "runtime_root", "request_id", "group")
         }
-        protocol.write(beside, protocol.RECORD, record | {"pid": os.getpid(), "version": protocol.VERSION})
+        protocol.write(beside, protocol.RECORD, record | {"pid": os.getppid(), "version": protocol.VERSION})
         try:
             os.rename(beside, self._place)
         except OSError:
             listener.close()
-            shutil.rmtree(beside)
+            files.remove(beside)
             raise ShimError("ALREADY_EXISTS", f"container {self._id}: has a shim already") from None
-        self._listener = listener
-        serve(self._loop, listener, self._heard, self.connect, self._connections.remove)
+        self._listen(listener)
         first.give_to(self._heard, self._connections.remove)
         self.connect(first)
         self._create(lambda result: _answer(first, self._request.get("n", 0), result))
+
+    def _listen(self, listener: _socket.socket) -> None:
+        self._listener = listener
+        serve(self._loop, listener, self._heard, self.connect, self._connections.remove)
+
+    # -------------------------------------------------------------------------------------------------------- handover
+
+    def leave_to(self, handover: Handover) -> dict[str, Any] | None:
+        """What `restored` makes the same of again, in another worker; None while something is under way."""
+        assert self._listener is not None
+        if self._busy or self._queue or self._launching:
+            return None
+        connections = [connection.leave_to(handover) for connection in self._connections]
+        processes = {id: entry.process.leave_to(handover) for id, entry in self._execs.items()}
+        init = self._init.leave_to(handover)
+        if init is None or None in connections or None in processes.values():
+            return None
+        return {
+            "place": self._place, "request": {k: v for k, v in self._request.items() if k != "rootfs"},
+            "status": self._status, "frozen": self._frozen, "signalled": self._signalled,
+            "failed": self._oci.failed,
+            "listener": handover.keep(self._listener.fileno(), select.POLLIN), "connections": connections,
+            "oom": self._oom.leave_to(handover), "init": init,
+            "execs": {id: [entry.request_id, processes[id]] for id, entry in self._execs.items()},
+        }  # fmt: skip
+
+    @classmethod
+    def restored(
+        cls, loop: Loop, state: dict[str, Any], fds: Sequence[int], gone: Callable[[Container], None]
+    ) -> Container:
+        """The container as another worker left it."""
+        container = cls(loop, state["place"], state["request"], gone)
+        container._status = state["status"]
+        container._frozen = state["frozen"]
+        container._signalled, container._oci.failed = state["signalled"], state["failed"]
+        container._init.restore(state["init"], fds)
+        for id, (request_id, process) in state["execs"].items():
+            entry = Exec(container._process(process["record"], process["stdio"]), request_id)
+            entry.process.restore(process, fds)
+            container._execs[id] = entry
+            if entry.process.exit is None:
+                container._watch_exec(id, entry.process)
+        if container._init.pid and container._init.exit is None:
+            container._init.watch(container._exited)
+        container._oom.restore(state["oom"], fds)
+        container._listen(_socket.socket(fileno=fds[state["listener"]]))
+        for place in state["connections"]:
+            sock = _socket.socket(fileno=fds[place])
+            container._connections.append(Connection(loop, sock, container._heard, container._connections.remove))
+        return container
 
     # ----------------------------------------------------------------------------------------------------- connections
 
@@ -92,7 +149,7 @@ class Container:
              "namespace": self._namespace, "id": self._id, "pid": self._init.pid,
              "status": self._status, "request_id": self._request["request_id"]}
         )  # fmt: skip
-        if self._oom is not None and self._oom.kills:
+        if self._oom.kills:
             connection.send({"event": "oom", "kills": self._oom.kills})
         for id, entry in self._execs.items():
             if entry.process.exit is not None:
@@ -197,7 +254,6 @@ class Container:
 
         self._busy = True
         try:
-            self._read_specification()
             os.makedirs(self._rootfs, exist_ok=True)
             mounts.mount_all(self._request["rootfs"], self._rootfs)
         except (ShimError, OSError) as problem:
@@ -226,15 +282,8 @@ class Container:
     def _follow(self) -> None:
         """Hears of the first process's end, and of OOM kills."""
         if self._init.pid:
-            self._oom = OomWatch(self._loop, self._init.pid, lambda kills: self._tell({"event": "oom", "kills": kills}))
+            self._oom.follow(cgroups.of(self._init.pid))
             self._init.watch(self._exited)
-
-    def _read_specification(self) -> None:
-        """What of the OCI specification matters here."""
-        spec = protocol.read_json(self._bundle, "config.json") or {}
-        namespaces = (spec.get("linux") or {}).get("namespaces") or []
-        self._shares_pids = not any(n.get("type") == "pid" and not n.get("path") for n in namespaces)
-        self._has_hooks = bool((spec.get("hooks") or {}).get("poststart"))
 
     def _state(self, message: dict[str, Any], reply: Reply) -> None:
         process = self._process_of(message)
@@ -264,12 +313,23 @@ class Container:
                     f"{self._bundle}/{PID_FILE}",
                     self._recorded(restored),
                 )
-            elif self._oci.is_runc and not self._has_hooks and os.path.exists(self._oci.exec_fifo):
+            elif self._oci.is_runc and "poststart" not in self._facts["hooks"] and os.path.exists(self._oci.exec_fifo):
                 self._start_by_fifo(done)
             else:
-                self._oci.start(done)
+                self._oci.start(self._or_is("running", done))
 
         self._exclusively(reply, start)
+
+    def _or_is(self, status: str, end: Done) -> Done:
+        """`end`; but a runtime that was killed may have done what it was asked to: the container is `status` then."""
+
+        def done(error: ShimError | None) -> None:
+            if error is None or error.code != "ABORTED":
+                end(error)
+            else:
+                self._oci.state(lambda found: end(None if found == status else error))
+
+        return done
 
     def _start_by_fifo(self, done: Done) -> None:
         """What `runc start` does, without starting runc: reads the FIFO that the first process waits to write to."""
@@ -314,19 +374,18 @@ class Container:
             else:
                 known.waiting.append(reply)
             return
-        if self._status not in ("running", "created"):
-            raise ShimError("FAILED_PRECONDITION", f"container {self._id} is {self._status}")
+        if self._status not in ("running", "created") or self._deleting:
+            status = "being deleted" if self._deleting else self._status
+            raise ShimError("FAILED_PRECONDITION", f"container {self._id} is {status}")
         record = f"{protocol.EXEC}{id}.json"
-        entry = Exec(self._process(record, message["stdio"]), request_id, reply)
+        entry = Exec(self._process(record, message["stdio"]), request_id)
+        entry.waiting.append(reply)
         self._execs[id] = entry
         description, pid_file = f"{self._bundle}/.exec-{id}.json", f"{self._bundle}/.exec-{id}.pid"
 
         def started(error: ShimError | None) -> None:
             self._launching -= 1
-            try:
-                os.unlink(description)
-            except FileNotFoundError:
-                pass
+            files.unlink(description)
             if error is None:
                 protocol.write(self._place, record, {"pid": entry.process.pid})
             else:
@@ -335,34 +394,46 @@ class Container:
             for waiting in entry.waiting:
                 waiting(error if error is not None else {"pid": entry.process.pid})
             if error is None:
-                entry.process.watch(lambda: self._tell({"event": "exit", "exec": id, **(entry.process.exit or {})}))
+                self._watch_exec(id, entry.process)
             self._next()
 
         self._launching += 1
-        with open(description, "w", encoding="utf-8") as file:
-            json.dump(message["process"], file)
+        files.write(description, codec.dumps(message["process"]))
         entry.process.launch(
             lambda files, console, done: self._oci.exec(description, pid_file, files, console, done), pid_file, started
         )
 
+    def _watch_exec(self, id: str, process: Process) -> None:
+        process.watch(lambda: self._tell({"event": "exit", "exec": id, **(process.exit or {})}))
+
     # ------------------------------------------------------------------------------------------------ while it is there
 
     def _kill(self, message: dict[str, Any], reply: Reply) -> None:
-        number = int(message["signal"])
+        """Sends a signal; asked again by the same request, it has been sent, whatever has become of the process."""
+        number, request_id = int(message["signal"]), message.get("request_id", "")
+        if request_id and request_id in self._signalled:
+            reply({})
+            return
+
+        def signalled(result: dict[str, Any] | ShimError) -> None:
+            if not isinstance(result, ShimError):
+                self._signalled = [*self._signalled[-_REMEMBERED:], request_id]
+            reply(result)
+
         if message.get("all"):
-            self._exclusively(reply, lambda end: self._oci.kill(number, True, self._then_thaw(number, end)))
+            self._exclusively(signalled, lambda end: self._oci.kill(number, True, self._then_thaw(number, end)))
             return
         process = self._process_of(message)
         process.signal(number)
-        if self._status == "paused" and number == signal.SIGKILL:
+        if self._status == "paused" and number == _signal.SIGKILL:
             # A frozen process of cgroup v1 dies only once it is thawed.
-            self._resume(message, reply)
+            self._resume(message, signalled)
         else:
-            reply({})
+            signalled({})
 
     def _then_thaw(self, number: int, end: Done) -> Done:
         def killed(error: ShimError | None) -> None:
-            if error is None and self._status == "paused" and number == signal.SIGKILL:
+            if error is None and self._status == "paused" and number == _signal.SIGKILL:
                 self._oci.resume(self._turned("running", end))
             else:
                 end(error)
@@ -371,6 +442,8 @@ class Container:
 
     def _turned(self, status: str, end: Done) -> Done:
         def done(error: ShimError | None) -> None:
+            if error is None and status == "running":
+                self._frozen = False
             if error is None and self._status != "stopped":
                 self._status = status
             end(error)
@@ -383,7 +456,8 @@ class Container:
                 end(None)
                 return
             self._require("running")
-            self._oci.pause(self._turned("paused", end))
+            self._frozen = True  # from now on it may be, also if it ends meanwhile
+            self._oci.pause(self._or_is("paused", self._turned("paused", end)))
 
         self._exclusively(reply, pause)
 
@@ -393,7 +467,7 @@ class Container:
                 end(None)
                 return
             self._require("paused")
-            self._oci.resume(self._turned("running", end))
+            self._oci.resume(self._or_is("running", self._turned("running", end)))
 
         self._exclusively(reply, resume)
 
@@ -405,8 +479,7 @@ class Container:
         def update(end: Done) -> None:
             self._require("running", "created", "paused")
             path = f"{self._bundle}/.resources.json"
-            with open(path, "w", encoding="utf-8") as file:
-                json.dump(message["resources"], file)
+            files.write(path, codec.dumps(message["resources"]))
 
             def updated(error: ShimError | None) -> None:
                 os.unlink(path)
@@ -440,17 +513,14 @@ class Container:
             if not message.get("force"):
                 raise ShimError("FAILED_PRECONDITION", "is running", "kill it first")
             process.when_exited.append(lambda: self._forget_exec(id, process, reply))
-            self._kill({"exec": id, "signal": signal.SIGKILL}, lambda _: None)
+            self._kill({"exec": id, "signal": _signal.SIGKILL}, lambda _: None)
             return
         self._forget_exec(id, process, reply)
 
     def _forget_exec(self, id: str, process: Process, reply: Reply) -> None:
         def flushed() -> None:
             self._execs.pop(id, None)
-            try:
-                os.unlink(f"{self._place}/{protocol.EXEC}{id}.json")
-            except FileNotFoundError:
-                pass
+            files.unlink(f"{self._place}/{protocol.EXEC}{id}.json")
             reply({"exit": process.exit})
 
         process.when_flushed(flushed)
@@ -465,9 +535,11 @@ class Container:
                 return
             if self._init.exit is None and not force:
                 self._require("created", "stopped")
+            self._deleting = True
 
             def deleted(error: ShimError | None) -> None:
                 if error is not None and error.code != "NOT_FOUND" and "does not exist" not in error.message:
+                    self._deleting = False
                     end(error)
                     return
                 if not self._init.pid:
@@ -479,12 +551,26 @@ class Container:
                 exit = self._init.exit
                 self._leave(lambda: reply({"exit": exit}))
 
-            self._oci.delete(self._init.exit is None, deleted)
+            if self._frozen:  # a runtime takes it for paused, though it has ended, and what is frozen doesn't die
+                self._oci.resume(lambda _: self._oci.delete(self._init.exit is None, deleted))
+            elif self._init.exit is not None and self._forget():
+                deleted(None)
+            else:
+                self._oci.delete(self._init.exit is None, deleted)
 
         def ended(result: dict[str, Any] | ShimError) -> None:
             reply(result)
 
         self._exclusively(ended, delete)
+
+    def _forget(self) -> bool:
+        """What runc's `delete` does with a stopped container, without starting runc; whether nothing is left of it.
+
+        Only where no process can be left, nothing is to be run, and nothing else is to be undone.
+        """
+        facts = self._facts
+        simple = facts["own_pids"] and "poststop" not in facts["hooks"]
+        return simple and self._oci.is_runc and self._oci.forget()
 
     def _again(self, work: Callable[[Done], None], end: Done) -> None:
         self._busy = True
@@ -500,7 +586,10 @@ class Container:
 
     def _kill_for_sure(self) -> None:
         if self._init.exit is None:
-            os.kill(self._init.pid, signal.SIGKILL)
+            try:
+                self._init.signal(_signal.SIGKILL)
+            except ShimError:
+                pass  # it has just ended
 
     def _when_all_flushed(self, callback: Callable[[], None]) -> None:
         """Calls `callback` once every process has ended and its last words are with its client."""
@@ -520,20 +609,23 @@ class Container:
                 process.when_flushed(one_less)
 
     def _exited(self) -> None:
-        if self._oom is not None:
-            self._oom.look()  # what killed it is told before that it is dead
+        self._oom.look()  # what killed it is told before that it is dead
         self._status = "stopped"
         assert self._init.exit is not None
         self._tell({"event": "exit", **self._init.exit})
-        if self._shares_pids:
+        if not self._facts["own_pids"]:
             # Nobody else ends what the first process left behind where the kernel doesn't.
-            self._exclusively(lambda _: None, lambda end: self._oci.kill(signal.SIGKILL, True, end))
+            self._exclusively(lambda _: None, lambda end: self._oci.kill(_signal.SIGKILL, True, end))
 
     def _leave(self, answer: Callable[[], None]) -> None:
         """Removes the directory, then answers: whoever hears it finds nothing of this container any more."""
-        if self._oom is not None:
-            self._oom.close()
-        shutil.rmtree(self._place, ignore_errors=True)
+        self._oom.close()
+        away = f"{self._place}.{os.getpid()}"
+        try:
+            os.rename(self._place, away)  # whole, or gone, whoever is killed
+        except FileNotFoundError:
+            pass
+        files.remove(away)
         answer()
         if self._listener is not None:
             self._loop.forget(self._listener.fileno())

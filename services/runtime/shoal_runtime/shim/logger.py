@@ -7,14 +7,16 @@ CONTAINER_NAMESPACE are in its environment (containerd, docs: runtime/v2, "Loggi
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 import select
-import signal
-from collections.abc import Callable
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.protocol import ShimError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 READY_SECONDS = 10.0
 _ENDING_SECONDS = 3.0
@@ -25,6 +27,8 @@ class Logger:
 
     def __init__(self, loop: Loop, uri: str, names: dict[str, str], ready: Callable[[ShimError | None], None]) -> None:
         self._loop, self._ready = loop, ready
+        from urllib.parse import parse_qsl, unquote, urlsplit  # only where it is needed: half a mebibyte
+
         parts = urlsplit(uri)
         argv = [unquote(parts.path)]
         for key, value in parse_qsl(parts.query, keep_blank_values=True):
@@ -39,7 +43,7 @@ class Logger:
         try:
             self._pid = loop.spawn(
                 argv, self._exited, files={3: out, 4: error, 5: telling}, capture=False,
-                environment=dict(os.environ) | names,
+                environment=dict(os.environ) | names, session=True,
             )  # fmt: skip
         except OSError as problem:
             self._close_told()
@@ -79,8 +83,8 @@ class Logger:
             callback()
             return
         self._on_end.append(callback)
-        self._loop.after(_ENDING_SECONDS, lambda: self._signal(signal.SIGTERM))
-        self._loop.after(2 * _ENDING_SECONDS, lambda: self._signal(signal.SIGKILL))
+        self._loop.after(_ENDING_SECONDS, lambda: self._signal(_signal.SIGTERM))
+        self._loop.after(2 * _ENDING_SECONDS, lambda: self._signal(_signal.SIGKILL))
 
     def _signal(self, number: int) -> None:
         if not self._ended:

@@ -1,21 +1,26 @@
-"""The shim's event loop: poll(2), child processes, and connections. A few functions instead of asyncio's 10 MiB."""
+"""The event loop of zygote and shims: poll(2), processes, connections. A few functions instead of asyncio's 10 MiB."""
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
+import _socket
 import fcntl
 import os
 import select
-import signal
-import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from shoal_runtime.shim import protocol
+from shoal_runtime.shim import files, protocol
+from shoal_runtime.shim.reaper import ENDED, Handover
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 _CHUNK = 65536
 _MAX_OUTPUT = 64 * 1024
-_RESET = [signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXFSZ]
+_STRAY_SECONDS = 0.05
+_RESET = [_signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGXFSZ]
 """Signals that Python or we ignore or handle: a program we start has them as usual."""
 
 
@@ -27,17 +32,22 @@ class Loop:
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._children: dict[int, Callable[[int], None]] = {}
+        self._own: set[int] = set()
         self._unclaimed: dict[int, int] = {}
         self._expected = 0
+        self._idle: tuple[float, Callable[[], None]] | None = None
+        self._strays_since = 0.0
+        self.adopts = False
+        """Whether orphans of a container come to us, as they do from one in the host's PID namespace."""
         self.running = True
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._pipe = reader, writer
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
+        _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self.watch(reader, select.POLLIN, self._child_signal)
 
     def close(self) -> None:
-        signal.set_wakeup_fd(-1)
+        _signal.set_wakeup_fd(-1)
         for fd in self._pipe:
             os.close(fd)
 
@@ -50,6 +60,23 @@ class Loop:
         """Watches `fd` no longer."""
         if self._callbacks.pop(fd, None) is not None:
             self._poll.unregister(fd)
+
+    def hear_of(self, reaper: _socket.socket) -> None:
+        """Takes from a reaper how processes ended that aren't our own children."""
+
+        def told(_: int) -> None:
+            while True:
+                try:
+                    pid, status = ENDED.unpack(reaper.recv(ENDED.size))
+                except BlockingIOError:
+                    return
+                self._settle(pid, status)
+
+        self.watch(reaper.fileno(), select.POLLIN, told)
+
+    def when_idle(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Calls `callback` whenever nothing has happened for `seconds`, no timer is set and no child of ours runs."""
+        self._idle = seconds, callback
 
     def after(self, seconds: float, callback: Callable[[], None]) -> None:
         """Calls `callback` once, in `seconds`."""
@@ -64,6 +91,35 @@ class Loop:
         self._expected -= 1
         if not self._expected:
             self._unclaimed.clear()
+            if self._strays_since:
+                self.kill_strays(self._strays_since)
+
+    def kill_strays(self, since: float) -> None:
+        """Kills what a program that was killed has left us: children nobody claims, begun after `since` (of boot time).
+
+        As soon as none is expected that could be taken for one; not where orphans of a container come to us, too.
+        """
+        if self.adopts:
+            return
+        if self._expected:
+            self._strays_since = min(since, self._strays_since or since)
+            return
+        self._strays_since = 0.0
+        oldest = int(since * os.sysconf("SC_CLK_TCK"))
+        # A program's orphans become the reaper's children, as those of the containers do.
+        found, parent, ourselves = False, os.getppid(), os.getpid()
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or int(name) in self._children or int(name) == ourselves:
+                continue
+            try:
+                fields = files.read(f"/proc/{name}/stat").rpartition(b")")[2].split()
+                if int(fields[1]) == parent and fields[0] != b"Z" and int(fields[19]) >= oldest:
+                    os.kill(int(name), _signal.SIGKILL)
+                    found = True
+            except (OSError, IndexError):
+                pass  # it has ended
+        if found:  # one may have been about to fork
+            self.after(_STRAY_SECONDS, lambda: self.kill_strays(since))
 
     def claim(self, pid: int, callback: Callable[[int], None]) -> None:
         """Calls `callback` with the wait status of the child `pid` when it ends, or at once when it has."""
@@ -78,10 +134,15 @@ class Loop:
             timeout = None
             if self._timers:
                 timeout = max(0, int((min(t for t, _ in self._timers) - time.monotonic()) * 1000) + 1)
-            for fd, events in self._poll.poll(timeout):
+            elif self._idle is not None and not self._own and not self._expected:
+                timeout = int(self._idle[0] * 1000)
+            happened = self._poll.poll(timeout)
+            for fd, events in happened:
                 callback = self._callbacks.get(fd)
                 if callback is not None:
                     callback(events)
+            if not happened and not self._timers and self._idle is not None:
+                self._idle[1]()
             now = time.monotonic()
             due = [entry for entry in self._timers if entry[0] <= now]
             for entry in due:
@@ -96,7 +157,7 @@ class Loop:
         self.reap()
 
     def reap(self) -> None:
-        """Collects every child that has ended: our own, and the orphans a subreaper inherits."""
+        """Collects every child that has ended."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -104,12 +165,16 @@ class Loop:
                 return
             if pid == 0:
                 return
-            callback = self._children.pop(pid, None)
-            if callback is not None:
-                callback(status)
-            elif self._expected:
-                # An orphan, or a container's process that ended before its pid was told.
-                self._unclaimed[pid] = status
+            self._own.discard(pid)
+            self._settle(pid, status)
+
+    def _settle(self, pid: int, status: int) -> None:
+        callback = self._children.pop(pid, None)
+        if callback is not None:
+            callback(status)
+        elif self._expected:
+            # An orphan, or a container's process that ended before its pid was told.
+            self._unclaimed[pid] = status
 
     def spawn(
         self,
@@ -119,11 +184,13 @@ class Loop:
         files: Mapping[int, int] | None = None,
         environment: Mapping[str, str] | None = None,
         capture: bool = True,
+        session: bool = False,
     ) -> int:
         """Starts a program; `done` gets its wait status and (with `capture`) what it printed. Returns its pid.
 
-        `files` gives it descriptors of ours (`{0: stdin, …}`); the rest is /dev/null, or what is captured. OSError when
-        there is no such program.
+        `files` gives it descriptors of ours (`{0: stdin, …}`); the rest is /dev/null, or what is captured. With
+        `session` it leads one of its own: it isn't killed with what we leave unfinished when we are. OSError when there
+        is no such program.
         """
         output = bytearray()
         # Above the targets, so that none of them overwrites what is still to be copied.
@@ -142,6 +209,7 @@ class Loop:
                 file_actions=actions,
                 setsigmask=[],
                 setsigdef=_RESET,
+                setsid=session,
             )
         except BaseException:
             if capture:
@@ -173,6 +241,7 @@ class Loop:
 
         if capture:
             self.watch(reader, select.POLLIN, read)
+        self._own.add(pid)
         self.claim(pid, ended)
         return pid
 
@@ -183,7 +252,7 @@ class Connection:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        sock: _socket.socket,
         heard: Callable[[Connection, dict[str, Any]], None],
         closed: Callable[[Connection], None],
     ) -> None:
@@ -203,6 +272,12 @@ class Connection:
     ) -> None:
         """What comes from now on, and its end, are somebody else's."""
         self._heard, self._closed = heard, closed
+
+    def leave_to(self, handover: Handover) -> int | None:
+        """Its place in what is handed over; None while a message is on its way."""
+        if self._out or self._closing or not self._decoder.empty:
+            return None
+        return handover.keep(self._socket.fileno(), select.POLLIN)
 
     def close_when_sent(self) -> None:
         """Closes it as soon as the peer has taken what was sent."""
@@ -237,7 +312,7 @@ class Connection:
     def _flush(self) -> None:
         while self._out and self._socket.fileno() >= 0:
             try:
-                sent = self._socket.send(self._out, socket.MSG_NOSIGNAL)
+                sent = self._socket.send(self._out, _socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 break
             except OSError:
@@ -253,7 +328,7 @@ class Connection:
 
 def serve(
     loop: Loop,
-    listener: socket.socket,
+    listener: _socket.socket,
     heard: Callable[[Connection, dict[str, Any]], None],
     accepted: Callable[[Connection], None],
     closed: Callable[[Connection], None],
@@ -262,7 +337,7 @@ def serve(
 
     def accept(_: int) -> None:
         try:
-            sock, _address = listener.accept()
+            sock = protocol.accept(listener)
         except (BlockingIOError, ConnectionAbortedError):
             return
         if peer_is_root(sock):
@@ -273,7 +348,7 @@ def serve(
     loop.watch(listener.fileno(), select.POLLIN, accept)
 
 
-def peer_is_root(sock: socket.socket) -> bool:
+def peer_is_root(sock: _socket.socket) -> bool:
     """Whether whoever connected is root (unix(7), SO_PEERCRED)."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
     return int.from_bytes(credentials[4:8], "little") == 0

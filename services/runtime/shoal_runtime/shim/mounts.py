@@ -10,7 +10,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from typing import Any
+
+from shoal_runtime.shim import files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS = 0x1, 0x2, 0x4, 0x8, 0x10
 MS_REMOUNT, MS_DIRSYNC, MS_NOATIME, MS_NODIRATIME = 0x20, 0x80, 0x400, 0x800
@@ -162,11 +167,10 @@ def mounts_below(root: str) -> list[str]:
     """The mount points at and below `root`, in the order they were made."""
     root = os.path.realpath(root)
     found = []
-    with open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            point = _unescape(line.split()[4]).decode(errors="surrogateescape")
-            if point == root or point.startswith(root + "/"):
-                found.append(point)
+    for line in files.read("/proc/self/mountinfo").splitlines():
+        point = _unescape(line.split()[4]).decode(errors="surrogateescape")
+        if point == root or point.startswith(root + "/"):
+            found.append(point)
     return found
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import time
 
+from shoal_runtime.shim import cgroups, codec, mounts
+from shoal_runtime.shim.files import read, remove, unlink
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.protocol import ShimError
 
-PID_FILE = "init.pid"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
-Done = Callable[["ShimError | None"], None]
+    Done = Callable[["ShimError | None"], None]
+
+PID_FILE = "init.pid"
+_DELETIONS = 5
 
 
 class OciRuntime:
@@ -21,7 +27,7 @@ class OciRuntime:
     def __init__(self, loop: Loop, binary: str, root: str, bundle: str, id: str, options: dict[str, Any]) -> None:
         self._loop, self.binary, self._root, self._bundle, self._id = loop, binary, root, bundle, id
         self._options = options
-        self._runs = 0
+        self._runs, self.failed = 0, False
 
     @property
     def exec_fifo(self) -> str:
@@ -61,6 +67,21 @@ class OciRuntime:
         """Starts a created container, by the command."""
         self._run(["start", self._id], done)
 
+    def state(self, told: Callable[[str], None]) -> None:
+        """Its status in the runtime's own words (created, running, paused, stopped); empty if there is none."""
+        printed: list[str] = []
+
+        def asked(error: ShimError | None) -> None:
+            status = ""
+            if error is None:
+                try:
+                    status = str(codec.loads(printed[0].encode())["status"])
+                except (ValueError, KeyError, TypeError):
+                    pass
+            told(status)
+
+        self._run(["state", self._id], asked, printed=printed)
+
     def pause(self, done: Done) -> None:
         """Freezes every process."""
         self._run(["pause", self._id], done)
@@ -81,23 +102,57 @@ class OciRuntime:
         """Sends a signal to the first process, or to all."""
         self._run(["kill", *(["--all"] if all else []), self._id, str(signal)], done)
 
-    def delete(self, force: bool, done: Done) -> None:
-        """Removes what the runtime keeps of the container, its cgroups included."""
-        self._run(["delete", *(["--force"] if force else []), self._id], done)
+    def delete(self, force: bool, done: Done, attempts: int = _DELETIONS) -> None:
+        """Removes what the runtime keeps of the container, its cgroups included; again, if that is killed midway."""
 
-    def _run(self, arguments: list[str], done: Done, files: Mapping[int, int] | None = None) -> None:
+        def deleted(error: ShimError | None) -> None:
+            if error is not None and error.code == "ABORTED" and attempts > 1:
+                self.delete(force, done, attempts - 1)
+            elif error is not None and attempts < _DELETIONS:  # the one that was killed may have done it all
+                self.state(lambda status: done(error if status else None))
+            else:
+                done(error)
+
+        if self.failed:  # one that was killed may have left itself mounted there, as runc does for a moment
+            mounts.unmount_all(f"{self._root}/{self._id}")
+        self._run(["delete", *(["--force"] if force else []), self._id], deleted)
+
+    def forget(self) -> bool:
+        """Removes a stopped container's cgroups and runc's record of it, as `delete` does; whether all is gone."""
+        place = f"{self._root}/{self._id}"
+        if self.failed or self._options.get("systemd_cgroup"):
+            return False
+        try:
+            record = codec.loads(read(f"{place}/state.json"))
+        except (OSError, ValueError):
+            return False
+        paths = record.get("cgroup_paths")
+        if not paths or record.get("intel_rdt_path") or not all(cgroups.remove(path) for path in paths.values()):
+            return False
+        remove(place)
+        return not os.path.exists(place)
+
+    def _run(
+        self,
+        arguments: list[str],
+        done: Done,
+        files: Mapping[int, int] | None = None,
+        printed: list[str] | None = None,
+    ) -> None:
         self._runs += 1
         log = f"{self._bundle}/runtime-{self._runs}.log"
+        since = time.clock_gettime(time.CLOCK_BOOTTIME)
         systemd = ["--systemd-cgroup"] if self._options.get("systemd_cgroup") else []
         argv = [self.binary, "--root", self._root, "--log", log, "--log-format", "json", *systemd, *arguments]
 
         def ended(status: int, output: str) -> None:
             code = os.waitstatus_to_exitcode(status)
+            if code < 0:
+                self._loop.kill_strays(since)
+            if printed is not None:
+                printed.append(output)
             error = None if code == 0 else self._error(arguments[0], code, _logged(log) or output)
-            try:
-                os.unlink(log)
-            except FileNotFoundError:
-                pass
+            unlink(log)
             done(error)
 
         try:
@@ -110,9 +165,13 @@ class OciRuntime:
             )
 
     def _error(self, verb: str, code: int, output: str) -> ShimError:
+        self.failed = True
         told = " ".join(output.split())[-500:]
-        how = f"exit status {code}" if code > 0 else f"killed by signal {-code}"
-        message = f"{os.path.basename(self.binary)} {verb}: {told or how}"
+        message = f"{os.path.basename(self.binary)} {verb}: {told or f'exit status {code}'}"
+        if code < 0:  # somebody killed it: that says nothing of what was asked, and asking again may do it
+            return ShimError(
+                "ABORTED", f"{os.path.basename(self.binary)} {verb}: killed by signal {-code}", "ask again"
+            )
         lower = told.lower()
         if verb in ("kill", "start") and (
             "not running" in lower or "no such process" in lower or "does not exist" in lower
@@ -125,15 +184,14 @@ def _logged(log: str) -> str:
     """The last error in a runtime's log."""
     found = ""
     try:
-        with open(log, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    found = line.strip() or found
-                    continue
-                if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
-                    found = str(entry.get("msg", ""))
+        for line in read(log).splitlines():
+            try:
+                entry = codec.loads(line)
+            except ValueError:
+                found = line.decode(errors="replace").strip() or found
+                continue
+            if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
+                found = str(entry.get("msg", ""))
     except FileNotFoundError:
         return ""
     return found

@@ -8,26 +8,54 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
 
 from shoal_runtime.shim.loop import Loop
+from shoal_runtime.shim.reaper import Handover
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 
 class OomWatch:
-    """Calls `told` with the number of OOM kills so far in the memory cgroup of `pid`, whenever that has risen."""
+    """Calls `told` with the number of OOM kills so far in a memory cgroup, whenever that has risen."""
 
-    def __init__(self, loop: Loop, pid: int, told: Callable[[int], None]) -> None:
+    def __init__(self, loop: Loop, told: Callable[[int], None]) -> None:
         self._loop, self._told = loop, told
         self.kills = 0
         self._file = self._event = -1
+
+    def leave_to(self, handover: Handover) -> dict[str, Any]:
+        """What `restore` takes."""
+        event = handover.keep(self._event, select.POLLIN) if self._event >= 0 else -1
+        unified = self._file >= 0 and self._event < 0
+        file = handover.keep(self._file, select.POLLPRI if unified else 0) if self._file >= 0 else -1
+        return {"kills": self.kills, "event": event, "file": file}
+
+    def restore(self, state: dict[str, Any], fds: Sequence[int]) -> None:
+        """Goes on where another worker stopped."""
+        self.kills = state["kills"]
+        self._event = fds[state["event"]] if state["event"] >= 0 else -1
+        self._file = fds[state["file"]] if state["file"] >= 0 else -1
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._event >= 0:
+            self._loop.watch(self._event, select.POLLIN, self._woken)
+        elif self._file >= 0:
+            self._loop.watch(self._file, select.POLLPRI, self._woken)
+
+    def follow(self, found: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """Begins, with the memory cgroup among those of a process (`cgroups.of`); without one nothing is told."""
         try:
-            directory, unified = _memory_cgroup(pid)
+            directory, unified = _of_memory(found)
             if not directory:
                 return
             name = "memory.events" if unified else "memory.oom_control"
             self._file = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
             if unified:
-                loop.watch(self._file, select.POLLPRI, self._woken)
+                self._listen()
                 return
             self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             control = os.open(f"{directory}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
@@ -35,7 +63,7 @@ class OomWatch:
                 os.write(control, f"{self._event} {self._file}".encode())
             finally:
                 os.close(control)
-            loop.watch(self._event, select.POLLIN, self._woken)
+            self._listen()
         except OSError:
             self.close()  # no memory controller, or the process is gone already: nothing to hear
 
@@ -71,21 +99,12 @@ class OomWatch:
                 setattr(self, name, -1)
 
 
-def _memory_cgroup(pid: int) -> tuple[str, bool]:
-    """The directory of a process's memory cgroup, and whether it is cgroup v2's; empty where there is none."""
-    paths: dict[str, str] = {}
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-        for line in file:
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            for controller in controllers.split(","):
-                paths[controller] = path
-    unified = "memory" not in paths
-    path = paths.get("" if unified else "memory", "")
-    with open("/proc/self/mounts", encoding="utf-8") as file:
-        for line in file:
-            _, point, kind, options = line.split()[:4]
-            if (kind == "cgroup2" and unified) or (kind == "cgroup" and not unified and "memory" in options.split(",")):
-                directory = point + path
-                if path not in ("", "/") and os.path.exists(f"{directory}/memory.events" if unified else directory):
-                    return directory, unified
-    return "", unified
+def _of_memory(found: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, bool]:
+    """The directory of the memory cgroup, and whether it is cgroup v2's; empty where there is none."""
+    for directory, controllers in found:
+        if "memory" in controllers:
+            return directory, False
+    for directory, controllers in found:
+        if not controllers and os.path.exists(f"{directory}/memory.events"):
+            return directory, True
+    return "", False

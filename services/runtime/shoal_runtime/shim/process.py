@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 import time
-from collections.abc import Callable
-from typing import Any
 
-from shoal_runtime.shim import protocol
+from shoal_runtime.shim import files, protocol
 from shoal_runtime.shim.logger import Logger
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.protocol import ShimError
+from shoal_runtime.shim.reaper import Handover
 from shoal_runtime.shim.stdio import ConsoleSocket, Streams, Terminal
 
-_FLUSH_SECONDS = 2.0
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
-Done = Callable[["ShimError | None"], None]
+    Done = Callable[["ShimError | None"], None]
+
+_FLUSH_SECONDS = 2.0
 
 
 class Process:
@@ -25,6 +30,7 @@ class Process:
         self._loop, self._place, self._record = loop, place, record
         self._stdio, self._names = stdio, names
         self.pid = 0
+        self._pidfd = -1
         self.exit: dict[str, Any] | None = None
         self.when_exited: list[Callable[[], None]] = []
         self._streams: Streams | None = None
@@ -40,11 +46,14 @@ class Process:
 
         def launched(error: ShimError | None) -> None:
             try:
-                if error is not None:
+                pid = _take_pid(pid_file)
+                if error is not None and (error.code != "ABORTED" or not pid):
                     raise error
-                with open(pid_file, encoding="ascii") as file:
-                    self.pid = int(file.read())
-                os.unlink(pid_file)
+                error = None  # killed after it had written the pid, it had done everything
+                if not pid:
+                    raise ShimError("FAILED_PRECONDITION", "the OCI runtime wrote no pid")
+                self.pid = pid
+                self._open_pidfd()
                 if self._console is not None and self._terminal is not None:
                     self._terminal.attach(self._console.receive())
                 if self._streams is not None:
@@ -62,12 +71,14 @@ class Process:
 
         def opened(error: ShimError | None) -> None:
             self._loop.expect()
+            _take_pid(pid_file)  # of an attempt that somebody made who was killed
             if error is not None:
                 launched(error)
                 return
             try:
                 if not self._stdio.get("terminal"):
-                    self._streams = Streams(self._stdio, self._logger)
+                    self._streams = Streams()
+                    self._streams.open(self._stdio, self._logger)
                     how(self._streams.files, "", launched)
                     return
                 self._terminal = Terminal(self._loop, self._stdio, self._logger)
@@ -90,10 +101,17 @@ class Process:
         else:
             opened(None)
 
+    def _open_pidfd(self) -> None:
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            pass  # it has ended; how is on its way
+
     def watch(self, exited: Callable[[], None]) -> None:
         """Waits for the process: `exited` is called once how it ended is on disk."""
 
         def ended(status: int) -> None:
+            self._close_pidfd()
             code = os.waitstatus_to_exitcode(status)
             self.record_exit(code if code >= 0 else 128 - code)
             exited()
@@ -118,8 +136,12 @@ class Process:
         """Sends a signal. NOT_FOUND when it has finished."""
         if self.exit is not None or not self.pid:
             raise ShimError("NOT_FOUND", "the process has finished" if self.exit else "the process isn't started")
-        # Ours to reap, and not reaped: the pid can't be somebody else's.
-        os.kill(self.pid, number)
+        try:
+            if self._pidfd < 0:
+                raise ProcessLookupError
+            _signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            raise ShimError("NOT_FOUND", "the process has finished") from None
 
     def resize(self, width: int, height: int) -> None:
         """Sets the terminal's size in characters. FAILED_PRECONDITION without a terminal."""
@@ -133,6 +155,28 @@ class Process:
         for held in (self._streams, self._terminal):
             if held is not None:
                 held.close_stdin()
+
+    # -------------------------------------------------------------------------------------------------------- handover
+
+    def leave_to(self, handover: Handover) -> dict[str, Any] | None:
+        """What the next worker restores it from; None while there is something to copy, to log or to wait for here."""
+        copying = self._terminal is not None and not self._terminal.finished
+        if copying or self._console is not None or self._logger is not None or self.when_exited or self._after_flush:
+            return None
+        if self.pid and self.exit is None:
+            handover.pids.append(self.pid)
+        return {
+            "record": self._record, "stdio": self._stdio, "pid": self.pid, "exit": self.exit,
+            "pidfd": handover.keep(self._pidfd) if self._pidfd >= 0 else -1,
+            "streams": self._streams.leave_to(handover) if self._streams is not None else None,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any], fds: Sequence[int]) -> None:
+        """Becomes what another worker left."""
+        self.pid, self.exit = state["pid"], state["exit"]
+        self._pidfd = fds[state["pidfd"]] if state["pidfd"] >= 0 else -1
+        if state["streams"] is not None:
+            self._streams = Streams.restored(state["streams"], fds)
 
     # ------------------------------------------------------------------------------------------------------------- end
 
@@ -163,3 +207,21 @@ class Process:
         for held in (self._streams, self._terminal, self._console, self._logger):
             if held is not None:
                 held.close()
+        self._close_pidfd()
+
+    def _close_pidfd(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def _take_pid(path: str) -> int:
+    """The pid in a runtime's pid file, or 0. The file goes, and so does the one beside it that runc begins with."""
+    pid = 0
+    try:
+        pid = int(files.read(path) or 0)
+    except FileNotFoundError:
+        pass
+    files.unlink(path)
+    files.unlink(f"{os.path.dirname(path)}/.{os.path.basename(path)}")
+    return pid

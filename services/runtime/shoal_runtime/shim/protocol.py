@@ -12,11 +12,15 @@ unknown one with UNIMPLEMENTED.
 
 from __future__ import annotations
 
-import json
+import _socket
 import os
-import socket
 import struct
-from typing import Any
+
+from shoal_runtime.shim import codec, files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 VERSION = 1
 MAX_FRAME = 16 << 20
@@ -27,7 +31,8 @@ SOCKET, RECORD, INIT, EXIT = "sock", "shim.json", "init.json", "exit.json"
 EXEC, GROUP = "exec-", ".group"
 """What the record of an exec begins with (its pid, and then how it ended), and the directory of a group ends with."""
 
-ZYGOTE_SOCKET, ZYGOTE_LOCK = "zygote.sock", "zygote.lock"
+ZYGOTE_SOCKET, SHIM_SOCKET, ZYGOTE_LOCK = "zygote.sock", "new.sock", "zygote.lock"
+"""Where to connect as long as the zygote is wanted; where each connection is a new shim's; the zygote's own lock."""
 
 
 class ShimError(Exception):
@@ -43,7 +48,7 @@ class ShimError(Exception):
 
 def encode(message: dict[str, Any]) -> bytes:
     """A message as one frame."""
-    data = json.dumps(message, separators=(",", ":")).encode()
+    data = codec.dumps(message)
     return _LENGTH.pack(len(data)) + data
 
 
@@ -52,6 +57,11 @@ class Decoder:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+
+    @property
+    def empty(self) -> bool:
+        """No part of a frame waits for its rest."""
+        return not self._buffer
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """The whole messages there are now. ValueError when the stream isn't made of frames."""
@@ -64,16 +74,16 @@ class Decoder:
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 break
-            messages.append(json.loads(self._buffer[_LENGTH.size : end]))
+            messages.append(codec.loads(self._buffer[_LENGTH.size : end]))
             del self._buffer[:end]
         return messages
 
 
-def listen(directory: str, name: str) -> socket.socket:
+def listen(directory: str, name: str) -> _socket.socket:
     """A listening socket `name` in `directory`, root's alone. The path may be longer than `sun_path` holds."""
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         before = os.umask(0o177)
         try:
             listener.bind(f"/proc/self/fd/{fd}/{name}")
@@ -86,11 +96,16 @@ def listen(directory: str, name: str) -> socket.socket:
         os.close(fd)
 
 
-def connect(directory: str, name: str) -> socket.socket:
+def accept(listener: _socket.socket) -> _socket.socket:
+    """The next connection. BlockingIOError where there is none, ConnectionAbortedError when it has gone already."""
+    return _socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]
+
+
+def connect(directory: str, name: str) -> _socket.socket:
     """A connection to the socket `name` in `directory`. OSError when nobody listens there."""
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
             connection.connect(f"/proc/self/fd/{fd}/{name}")
         except BaseException:
@@ -104,13 +119,7 @@ def connect(directory: str, name: str) -> socket.socket:
 def write(directory: str, name: str, content: dict[str, Any], *, sync: bool = False) -> None:
     """Writes a small JSON file so that it is there whole, or not at all, whoever is killed."""
     beside = f"{directory}/.{name}.{os.getpid()}"
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, json.dumps(content).encode())
-        if sync:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
+    files.write(beside, codec.dumps(content), sync=sync)
     os.rename(beside, f"{directory}/{name}")
 
 
@@ -127,9 +136,8 @@ def write_durably(directory: str, name: str, content: dict[str, Any]) -> None:
 def read_json(directory: str, name: str) -> dict[str, Any] | None:
     """The map a file holds, or None when it isn't there."""
     try:
-        with open(f"{directory}/{name}", encoding="utf-8") as file:
-            loaded: dict[str, Any] = json.load(file)
-            return loaded
+        loaded: dict[str, Any] = codec.loads(files.read(f"{directory}/{name}"))
+        return loaded
     except FileNotFoundError:
         return None
 
@@ -140,8 +148,7 @@ def start_time(pid: int) -> str:
     A zombie is gone: nobody can harm or help it any more. (proc(5), /proc/pid/stat, fields 3 and 22.)
     """
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = files.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return "" if fields[0] in (b"Z", b"X") else fields[19].decode()

@@ -6,40 +6,63 @@ late (or comes again) misses nothing that fits the pipe, and end of file comes w
 
 from __future__ import annotations
 
-import array
+import _socket
 import errno
 import fcntl
 import os
 import select
-import socket
 import stat
 import struct
 import termios
-from collections.abc import Callable
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from shoal_runtime.shim.logger import Logger
 from shoal_runtime.shim.loop import Loop
-from shoal_runtime.shim.protocol import ShimError
+from shoal_runtime.shim.protocol import ShimError, accept
+from shoal_runtime.shim.reaper import Handover
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, Self
 
 _CHUNK = 65536
+_FD = struct.Struct("i")
 _BUFFERED = 1 << 20
-_LATE_READER_SECONDS = 0.05
+_LATE_READER_SECONDS, _LATEST_READER_SECONDS = 0.05, 1.0
 CONSOLE_SOCKET = "console.sock"
 
 
 def _path(uri: str) -> str:
-    return unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
+    if not uri.startswith("file://"):
+        return uri
+    from urllib.parse import unquote, urlsplit  # only where it is needed: half a mebibyte
+
+    return unquote(urlsplit(uri).path)
 
 
 class Streams:
     """The descriptors of one process without a terminal: `files` for the runtime, and the ends kept open."""
 
-    def __init__(self, stdio: dict[str, Any], logger: Logger | None) -> None:
+    def __init__(self) -> None:
         self.files: dict[int, int] = {}
         self._keepers: list[int] = []
         self._stdin_keeper = -1
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], fds: Sequence[int]) -> Self:
+        """The ends that another worker kept open."""
+        streams = cls()
+        streams._stdin_keeper = fds[state["stdin"]] if state["stdin"] >= 0 else -1
+        streams._keepers = [fds[place] for place in state["keepers"]]
+        return streams
+
+    def leave_to(self, handover: Handover) -> dict[str, Any]:
+        """What `restored` makes the same of again, once the runtime has its files."""
+        stdin = handover.keep(self._stdin_keeper) if self._stdin_keeper >= 0 else -1
+        return {"stdin": stdin, "keepers": [handover.keep(fd) for fd in self._keepers]}
+
+    def open(self, stdio: dict[str, Any], logger: Logger | None) -> None:
+        """Opens what the client gives. FAILED_PRECONDITION where that can't be."""
         try:
             self.files[0] = self._input(stdio.get("stdin", ""))
             if logger is not None:
@@ -103,9 +126,9 @@ class Streams:
             writer = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.close(fd)
             self._keepers.append(writer)
-        self._let_readers_finish(loop)
+        self._let_readers_finish(loop, _LATE_READER_SECONDS)
 
-    def _let_readers_finish(self, loop: Loop) -> None:
+    def _let_readers_finish(self, loop: Loop, pause: float) -> None:
         for fd in list(self._keepers):
             poll = select.poll()
             poll.register(fd, 0)
@@ -113,7 +136,8 @@ class Streams:
                 os.close(fd)
                 self._keepers.remove(fd)
         if self._keepers:
-            loop.after(_LATE_READER_SECONDS, lambda: self._let_readers_finish(loop))
+            longer = min(2 * pause, _LATEST_READER_SECONDS)
+            loop.after(pause, lambda: self._let_readers_finish(loop, longer))
 
     def close(self) -> None:
         """Lets go of everything."""
@@ -129,7 +153,7 @@ class ConsoleSocket:
 
     def __init__(self, directory: str) -> None:
         self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
             self._listener.bind(f"/proc/self/fd/{self._directory}/{CONSOLE_SOCKET}")
             self._listener.listen(1)
@@ -143,17 +167,18 @@ class ConsoleSocket:
     def receive(self) -> int:
         """The master's descriptor, once the runtime has been there."""
         try:
-            peer, _ = self._listener.accept()
+            peer = accept(self._listener)
         except BlockingIOError:
             raise ShimError("FAILED_PRECONDITION", "the OCI runtime sent no terminal") from None
-        with peer:
+        try:
             peer.settimeout(5)
-            _, ancillary, _, _ = peer.recvmsg(4096, socket.CMSG_SPACE(array.array("i", [0]).itemsize))
+            _, ancillary, _, _ = peer.recvmsg(4096, _socket.CMSG_SPACE(_FD.size), _socket.MSG_CMSG_CLOEXEC)
             for level, kind, data in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    master = array.array("i", data[: array.array("i").itemsize])[0]
-                    os.set_inheritable(master, False)
-                    return master
+                if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                    (master,) = _FD.unpack_from(data)
+                    return int(master)
+        finally:
+            peer.close()
         raise ShimError("FAILED_PRECONDITION", "the OCI runtime sent no terminal")
 
     def close(self) -> None:

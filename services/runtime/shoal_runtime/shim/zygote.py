@@ -8,25 +8,25 @@ it leaves when nobody does and its last shim is gone, and one that died is simpl
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
+import _socket
 import ctypes
 import fcntl
 import gc
 import os
 import select
-import signal
-import socket
 import sys
-from typing import Any
 
 from shoal_runtime.shim import cgroups, protocol
-from shoal_runtime.shim.loop import Connection, Loop, peer_is_root
-from shoal_runtime.shim.protocol import ShimError
-from shoal_runtime.shim.shim import Shim
+from shoal_runtime.shim.loop import peer_is_root
+from shoal_runtime.shim.reaper import rehearse
+from shoal_runtime.shim.shim import supervise
 
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 START_SECONDS, GRACE_SECONDS = 5.0, 0.5
 """How long it waits for the first that wants it, and how often it looks whether anybody does."""
 _KEPT_OPEN = 3
+_MOST_FDS = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,11 +45,13 @@ def main(directory: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
-    try:
-        os.unlink(f"{directory}/{protocol.ZYGOTE_SOCKET}")
-    except FileNotFoundError:
-        pass
-    listener = protocol.listen(directory, protocol.ZYGOTE_SOCKET)
+    listeners = []
+    for name in (protocol.SHIM_SOCKET, protocol.ZYGOTE_SOCKET):
+        try:
+            os.unlink(f"{directory}/{name}")
+        except FileNotFoundError:
+            pass
+        listeners.append(protocol.listen(directory, name))
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -58,14 +60,18 @@ def main(directory: str) -> None:
         os.dup2(null, fd)
     os.close(null)
     os.chdir("/")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    # What a killed shim leaves comes to us, and is reaped.
+    _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
+    # What a killed shim leaves comes to us.
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     name_process("shoal-zygote")
     cgroups.leave_unit()
-    Zygote(directory, listener).serve()
+    cgroups.prepare()
+    rehearse()
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # the kernel reaps shims, and what killed ones leave
+    shims, wanted = listeners
+    Zygote(directory, wanted, shims).serve()
 
 
 def name_process(name: str) -> None:
@@ -74,98 +80,89 @@ def name_process(name: str) -> None:
 
 
 class Zygote:
-    """Accepts connections; forks a shim for each that asks for one, and gives it the connection."""
+    """Forks a shim for each connection to `SHIM_SOCKET`, unread; one to `ZYGOTE_SOCKET` only says that it is wanted.
 
-    def __init__(self, directory: str, listener: socket.socket) -> None:
-        self._directory, self._listener = directory, listener
-        self._loop = Loop()
-        self._wanted: list[Connection] = []
-        self._shims: set[int] = set()
+    A page that it writes to after a fork is the last shim's alone from then on, so it does as little as it can: what is
+    asked for is read by the shim's worker, and what ends is reaped by the kernel (SIGCHLD is ignored).
+    """
+
+    def __init__(self, directory: str, wanted: _socket.socket, shims: _socket.socket) -> None:
+        self._directory, self._wanted_at, self._shims_at = directory, wanted, shims
+        self._wanted: dict[int, _socket.socket] = {}
+        self._poll = select.poll()
 
     def serve(self) -> None:
         """Until nobody wants it and its last shim is gone."""
         # What is loaded now is never looked at by a garbage collector again: its pages stay shared with every shim.
         gc.collect()
         gc.freeze()
-        self._loop.watch(self._listener.fileno(), select.POLLIN, self._accept)
-        self._loop.after(START_SECONDS, self._leave_if_unwanted)
-        self._loop.run()
+        shims, poll = self._shims_at.fileno(), self._poll
+        poll.register(shims, select.POLLIN)
+        poll.register(self._wanted_at.fileno(), select.POLLIN)
+        grace = START_SECONDS
+        while True:
+            ready = poll.poll(None if self._wanted else int(grace * 1000))
+            for fd, _ in ready:
+                if fd == shims:
+                    self._fork()
+                else:
+                    self._hear(fd)
+                    grace = GRACE_SECONDS
+            if not ready and not _has_children():
+                break
         os.unlink(f"{self._directory}/{protocol.ZYGOTE_SOCKET}")
+        os.unlink(f"{self._directory}/{protocol.SHIM_SOCKET}")
 
-    def _leave_if_unwanted(self) -> None:
-        if not self._wanted and not self._shims:
-            self._loop.running = False
-
-    def _accept(self, _: int) -> None:
+    def _hear(self, fd: int) -> None:
+        """Somebody wants the zygote, or no longer."""
+        if fd in self._wanted:
+            try:
+                if self._wanted[fd].recv(4096):
+                    return  # whatever it says: the connection alone is what counts
+            except OSError:
+                pass
+            self._poll.unregister(fd)
+            self._wanted.pop(fd).close()
+            return
         try:
-            sock, _address = self._listener.accept()
+            sock = protocol.accept(self._wanted_at)
         except (BlockingIOError, ConnectionAbortedError):
             return
-        if not peer_is_root(sock):
+        if peer_is_root(sock):
+            self._wanted[sock.fileno()] = sock
+            self._poll.register(sock.fileno(), select.POLLIN)
+        else:
             sock.close()
-            return
-        self._wanted.append(_Peer(self, self._loop, sock))
 
-    def fork(self, sock: socket.socket, request: dict[str, Any]) -> None:
-        """A shim for `request`, which talks to whoever asked on `sock` from here on."""
-        os.makedirs(f"{self._directory}/shims", mode=0o700, exist_ok=True)
-        pid = os.fork()
-        if pid:
-            self._shims.add(pid)
-            self._loop.claim(pid, lambda _: self._shim_ended(pid))
+    def _fork(self) -> None:
+        try:
+            sock, _address = self._shims_at._accept()  # type: ignore[attr-defined]  # a number is less to write to than an object
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        if os.fork():
+            os.close(sock)
             return
         status = 1
         try:
             _become_shim(sock)
-            Shim(self._directory).run(sock, request)
-            status = 0
-        except BaseException as error:  # noqa: BLE001 (a forked child: whatever it is, it ends here)
-            _last_words(sock, request, error)
+            status = supervise(self._directory, sock)
         finally:
             os._exit(status)
 
-    def _shim_ended(self, pid: int) -> None:
-        self._shims.discard(pid)
-        self._loop.after(GRACE_SECONDS, self._leave_if_unwanted)
 
-    def gone(self, connection: Connection) -> None:
-        if connection in self._wanted:
-            self._wanted.remove(connection)
-            self._loop.after(GRACE_SECONDS, self._leave_if_unwanted)
-
-
-class _Peer(Connection):
-    """A connection that only says that the zygote is wanted, until it asks for a shim."""
-
-    def __init__(self, zygote: Zygote, loop: Loop, sock: socket.socket) -> None:
-        super().__init__(loop, sock, self._asked, zygote.gone)
-        self._zygote, self._sock = zygote, sock
-
-    def _asked(self, _: Connection, message: dict[str, Any]) -> None:
-        if message.get("op") != "create":
-            error = ShimError("UNIMPLEMENTED", f"the zygote doesn't know {message.get('op')!r}")
-            self.send({"n": message.get("n", 0), "error": error.to_wire()})
-            return
-        self._zygote.fork(self._sock, message)
-        self.close()
+def _has_children() -> bool:
+    """Whether a child lives; one that has ended is none any more where SIGCHLD is ignored (wait(2))."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
 
 
-def _become_shim(sock: socket.socket) -> None:
-    """Lets go of everything that is the zygote's: descriptors, session, signals."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    kept = sock.fileno()
-    os.closerange(_KEPT_OPEN, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 20 else 1 << 20)
+def _become_shim(sock: int) -> None:
+    """Lets go of everything that is the zygote's: descriptors, session, name."""
+    os.closerange(_KEPT_OPEN, sock)
+    os.closerange(sock + 1, _MOST_FDS)
     os.setsid()
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     name_process("shoal-shim")
-
-
-def _last_words(sock: socket.socket, request: dict[str, Any], error: BaseException) -> None:
-    told = error if isinstance(error, ShimError) else ShimError("INTERNAL", f"shim: {type(error).__name__}: {error}")
-    try:
-        sock.setblocking(True)
-        sock.sendall(protocol.encode({"n": request.get("n", 0), "error": told.to_wire()}))
-    except OSError:
-        pass  # whoever asked has gone

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import resource
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,16 @@ _CAP_SYS_RESOURCE = 24
 
 def fit_to_host(spec: dict[str, Any]) -> dict[str, Any]:
     """`spec` itself, or a copy of it with limits that can be set here."""
-    if _may_raise_limits():
+    if not spec.get("process") or _may_raise_limits():
         return spec
-    fitted = copy.deepcopy(spec)
-    process = fitted.get("process") or {}
+    process = copy.deepcopy(spec["process"])
     adjust, own = process.get("oomScoreAdj"), int(Path("/proc/self/oom_score_adj").read_text(encoding="ascii"))
     if isinstance(adjust, int) and adjust < own:
         log.warning("spec.restricted", field="process.oomScoreAdj", asked=adjust, given=own)
         process["oomScoreAdj"] = own
     for limit in process.get("rlimits") or []:
         _restrict(limit)
-    return fitted
+    return {**spec, "process": process}
 
 
 def _restrict(limit: dict[str, Any]) -> None:
@@ -47,6 +47,7 @@ def _restrict(limit: dict[str, Any]) -> None:
             limit[kind] = hard
 
 
+@cache
 def _may_raise_limits() -> bool:
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith("CapEff:"):
