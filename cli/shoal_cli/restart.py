@@ -7,7 +7,7 @@ from typing import Any
 
 from shoal_bus import restart
 from shoal_bus.api import runtime
-from shoal_bus.client import Client
+from shoal_bus.client import PATIENCE_SECONDS, Client
 
 _ENDING = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
@@ -36,9 +36,10 @@ def shown(container: runtime.Container) -> dict[str, Any] | None:
     }
 
 
-async def stopping(client: Client, id: str) -> runtime.Container:
+async def stopping(client: Client, id: str, *, patience: float = PATIENCE_SECONDS) -> runtime.Container:
     """Says that somebody stops it; the container, as it was. `unless-stopped` needs to know no more."""
-    container = await client.call(runtime.CONTAINER_GET, runtime.ContainerRequest.of({"id": id}))
+    request = runtime.ContainerRequest.of({"id": id})
+    container = await client.call(runtime.CONTAINER_GET, request, patience=patience)
     if shown(container) is not None:
         await _label(client, id, restart.EXPLICITLY_STOPPED, "true")
     return container

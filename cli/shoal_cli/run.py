@@ -15,7 +15,7 @@ from shoal_cli import terminal
 from shoal_cli.fifos import Fifos, Place
 from shoal_cli.pull import pull
 from shoal_cli.reference import normalise
-from shoal_cli.session import Exited, exit_of, follow
+from shoal_cli.session import Exited, follow
 from shoal_cli.signals import interruptible
 from shoal_cli.stdio import Streams
 from shoal_cli.stopping import stop_task
@@ -74,16 +74,16 @@ async def run_attached(
             place.kept = True  # whatever becomes of us, it goes on, and may be attached to
             # What it has written meanwhile waits in the pipes: until here, all that comes is from a run that may fail.
             ending = await follow(client, task, streams, began=began, tty=tty)
-            status = ending.status
+            status = its_own = ending.status
             if not isinstance(ending, Exited):
                 if tty or ending.signal != signal.SIGPIPE:
                     left_behind(f"container {request.id}", f"shoal attach {request.id}", tty=tty)
                     return status
                 exit = await stop_task(client, request.id, _UNWANTED_GRACE_SECONDS)
-                status = exit.exit_status if exit is not None else await exit_of(client, task, began)
+                its_own = exit.exit_status if exit is not None else status
         container = None if request.remove else await _found(client, request.id)
         place.kept = container is not None
-        if container is not None and is_wanted_again(container.labels, status):
+        if container is not None and is_wanted_again(container.labels, its_own):
             tell(
                 f"shoal: container {request.id} is started again by its restart policy; end it with"
                 f" `shoal stop {request.id}`\n"

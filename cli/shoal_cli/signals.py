@@ -98,7 +98,7 @@ def forwarding(
 async def _kill(client: Client, process: runtime.Task, number: signal.Signals, signalled: asyncio.Future[int]) -> None:
     try:
         if is_ending(number) and not process.exec_id:
-            await stopping(client, process.container_id)
+            await stopping(client, process.container_id, patience=_PASSING_ON_SECONDS)
         request = runtime.KillTask(container_id=process.container_id, exec_id=process.exec_id, signal=number)
         await client.call(runtime.TASK_KILL, request, patience=_PASSING_ON_SECONDS)
     except (NotFound, FailedPrecondition):

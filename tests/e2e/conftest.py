@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.shoal import Shoal
+from tests.e2e.shoal import Shoal, unique
 from tests.support import images
 from tests.support.leaks import Leaks
 from tests.support.registry import Registry, running
@@ -46,8 +46,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shoal]:
 @pytest.fixture(scope="module")
 def box(node: Shoal, image: str) -> str:
     """The id of a container that does nothing: something to exec into."""
-    node.ok("run", "-d", "--name", "box", image, "sleep", "100000")
-    return "box"
+    id = unique("box")
+    node.ok("run", "-d", "--name", id, image, "sleep", "100000")
+    return id
 
 
 @pytest.fixture(scope="module")

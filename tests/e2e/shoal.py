@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,6 +15,11 @@ from typing import Any
 
 START_SECONDS = 60.0
 COMMAND = [sys.executable, "-I", "-m", "shoal_cli"]
+
+
+def unique(word: str) -> str:
+    """A container's id that no other test's node on this machine has: cgroups are named for namespace and id."""
+    return f"{word}-{secrets.token_hex(4)}"
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:

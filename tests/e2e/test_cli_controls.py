@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.shoal import Shoal, eventually, refused
+from tests.e2e.shoal import Shoal, eventually, refused, unique
 
 
 @pytest.fixture(scope="module")
 def stopped(node: Shoal, image: str) -> str:
     """The id of a container whose process has ended."""
-    node.ok("run", "-d", "--name", "stopped", image, "true")
-    eventually(lambda: node.json("inspect", "stopped")["task"]["status"] == "stopped")
-    return "stopped"
+    id = unique("stopped")
+    node.ok("run", "-d", "--name", id, image, "true")
+    eventually(lambda: node.json("inspect", id)["task"]["status"] == "stopped")
+    return id
 
 
 @pytest.fixture
@@ -118,30 +119,31 @@ def test_each_of_several_has_its_turn(node: Shoal, box: str, stopped: str) -> No
 
 def test_signals_have_names_and_numbers(node: Shoal, image: str) -> None:
     script = "trap 'exit 41' USR1; trap 'exit 42' 40; echo ready; while :; do sleep 0.05; done"
+    id = unique("signalled")
     for signal, status in (("sigusr1", 41), ("40", 42)):
-        with node.spawn("run", "--name", f"signal-{status}", image, "sh", "-c", script, stdout=-1) as running:
+        with node.spawn("run", "--name", id, image, "sh", "-c", script, stdout=-1) as running:
             assert running.stdout is not None
             assert running.stdout.readline() == b"ready\n"
-            node.ok("kill", "-s", signal, f"signal-{status}")
+            node.ok("kill", "-s", signal, id)
             assert running.wait(30) == status
-        node.ok("rm", f"signal-{status}")
+        node.ok("rm", id)
     for wrong in ("FOO", "99", "0", "-1", ""):
-        refused(node.run("kill", f"--signal={wrong}", "box"), 2, "INVALID_ARGUMENT", "no such signal")
+        refused(node.run("kill", f"--signal={wrong}", id), 2, "INVALID_ARGUMENT", "no such signal")
 
 
 def test_a_name_is_used_once_and_what_runs_is_not_removed(node: Shoal, image: str, box: str) -> None:
-    refused(node.run("run", "--name", box, image, "true"), 125, "ALREADY_EXISTS", "container box: already exists")
+    refused(node.run("run", "--name", box, image, "true"), 125, "ALREADY_EXISTS", f"container {box}: already exists")
     refused(node.run("rm", box), 7, "FAILED_PRECONDITION", "is running", "stop it first")
     assert node.run("exec", box, "true").returncode == 0
 
 
 def test_a_command_that_is_not_one_leaves_no_container(node: Shoal, image: str) -> None:
-    before = node.json("ps", "--all")
+    before, id = node.json("ps", "--all"), unique("never")
     for command, status, words in (
         ("nope", 127, 'exec: "nope": executable file not found in $PATH'),
         ("/nope", 127, "no such file or directory"),
         ("/etc/passwd", 126, 'exec: "/etc/passwd": permission denied'),
     ):
-        refused(node.run("run", "--name", "never", image, command), status, "FAILED_PRECONDITION", "runc", words)
-        refused(node.run("run", "-d", "--name", "never", image, command), status, "FAILED_PRECONDITION", "runc", words)
+        refused(node.run("run", "--name", id, image, command), status, "FAILED_PRECONDITION", "runc", words)
+        refused(node.run("run", "-d", "--name", id, image, command), status, "FAILED_PRECONDITION", "runc", words)
     assert node.json("ps", "--all") == before

@@ -9,9 +9,10 @@ import subprocess
 
 import pytest
 
-from tests.e2e.shoal import Shoal, eventually, refused
+from tests.e2e.shoal import Shoal, eventually, refused, unique
 
 NET_ADMIN = 1 << 12
+BOX = "the container's id"
 
 
 def commands(node: Shoal, id: str) -> list[str]:
@@ -58,19 +59,19 @@ def test_options_reach_the_process(node: Shoal, box: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["-u", "nobody-here", "box", "true"], "INVALID_ARGUMENT", ["nobody-here", "/etc/passwd"]),
-        (["-w", "relative", "box", "true"], "INVALID_ARGUMENT", ["cwd", "absolute"]),
-        (["-w", "/not/there", "box", "true"], "FAILED_PRECONDITION", ["/not/there", "no such file or directory"]),
-        (["--cap-add", "NONSENSE", "box", "true"], "INVALID_ARGUMENT", ["CAP_NONSENSE", "capabilities(7)"]),
-        (["-e", "=x", "box", "true"], "INVALID_ARGUMENT", ["--env"]),
-        (["-d", "-i", "box", "true"], "INVALID_ARGUMENT", ["-d"]),
-        (["-t", "box", "true"], "FAILED_PRECONDITION", ["not a terminal"]),
-        (["--detach-keys", "ctrl-1", "box", "true"], "INVALID_ARGUMENT", ["ctrl-1"]),
+        (["-u", "nobody-here", BOX, "true"], "INVALID_ARGUMENT", ["nobody-here", "/etc/passwd"]),
+        (["-w", "relative", BOX, "true"], "INVALID_ARGUMENT", ["cwd", "absolute"]),
+        (["-w", "/not/there", BOX, "true"], "FAILED_PRECONDITION", ["/not/there", "no such file or directory"]),
+        (["--cap-add", "NONSENSE", BOX, "true"], "INVALID_ARGUMENT", ["CAP_NONSENSE", "capabilities(7)"]),
+        (["-e", "=x", BOX, "true"], "INVALID_ARGUMENT", ["--env"]),
+        (["-d", "-i", BOX, "true"], "INVALID_ARGUMENT", ["-d"]),
+        (["-t", BOX, "true"], "FAILED_PRECONDITION", ["not a terminal"]),
+        (["--detach-keys", "ctrl-1", BOX, "true"], "INVALID_ARGUMENT", ["ctrl-1"]),
         (["nobody", "true"], "NOT_FOUND", ["container nobody: not found"]),
     ],
 )
 def test_what_cannot_be_is_refused(node: Shoal, box: str, arguments: list[str], code: str, words: list[str]) -> None:
-    refused(node.run("exec", *arguments), 125, code, *words)
+    refused(node.run("exec", *(box if one == BOX else one for one in arguments)), 125, code, *words)
 
 
 def test_a_command_that_cannot_be_run_has_a_shells_status_and_the_runtimes_words(node: Shoal, box: str) -> None:
@@ -144,10 +145,11 @@ def test_a_detached_one_is_listed_until_it_ends(node: Shoal, box: str) -> None:
 
 
 def test_it_ends_with_its_container(node: Shoal, image: str) -> None:
-    node.ok("run", "-d", "--name", "short-lived", image, "sleep", "1000")
-    for ending in (["kill", "short-lived"], ["rm", "--force", "short-lived"]):
+    id = unique("short-lived")
+    node.ok("run", "-d", "--name", id, image, "sleep", "1000")
+    for ending in (["kill", id], ["rm", "--force", id]):
         running = node.spawn(
-            "exec", "short-lived", "sh", "-c", "echo ready; sleep 1000", stdin=subprocess.DEVNULL,
+            "exec", id, "sh", "-c", "echo ready; sleep 1000", stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         assert running.stdout is not None
@@ -156,8 +158,8 @@ def test_it_ends_with_its_container(node: Shoal, image: str) -> None:
         assert running.communicate(timeout=30) == (b"", b"")
         assert running.returncode == 137
         if ending[0] == "kill":
-            refused(node.run("exec", "short-lived", "true"), 125, "FAILED_PRECONDITION", "stopped", "running one")
-            node.ok("rm", "short-lived")
-            node.ok("run", "-d", "--name", "short-lived", image, "sleep", "1000")
-    refused(node.run("exec", "short-lived", "true"), 125, "NOT_FOUND", "short-lived")
-    assert not (node.state / "fifo" / "default" / "short-lived").exists()
+            refused(node.run("exec", id, "true"), 125, "FAILED_PRECONDITION", "stopped", "running one")
+            node.ok("rm", id)
+            node.ok("run", "-d", "--name", id, image, "sleep", "1000")
+    refused(node.run("exec", id, "true"), 125, "NOT_FOUND", id)
+    assert not (node.state / "fifo" / "default" / id).exists()

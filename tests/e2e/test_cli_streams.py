@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.shoal import COMMAND, Shoal, eventually, refused
+from tests.e2e.shoal import COMMAND, Shoal, eventually, refused, unique
 
 MUCH = 100 << 20
 
@@ -104,11 +104,11 @@ def test_a_slow_reader_gets_everything_and_signals_do_not_wait_for_him(node: Sho
     ours.close()
 
 
-def test_output_that_cannot_be_written_is_no_success(node: Shoal, image: str) -> None:
+def test_output_that_cannot_be_written_is_no_success(node: Shoal, image: str, box: str) -> None:
     done = in_shell(node, '"$@" >/dev/full', "run", "--rm", image, "sh", "-c", "echo lost; sleep 60")
     assert done.returncode == 128 + signal.SIGPIPE
     assert done.stderr == b"shoal: what came out could not be written: No space left on device\n"
-    eventually(lambda: {one["id"] for one in node.json("ps", "--all")} <= {"box"})
+    eventually(lambda: [one["id"] for one in node.json("ps", "--all")] == [box])
 
 
 @pytest.mark.parametrize(
@@ -126,12 +126,13 @@ def test_commands_without_any_stream_do_what_they_do(node: Shoal, box: str) -> N
 
 
 def test_a_container_with_input_is_attached_to_again_and_again(node: Shoal, image: str) -> None:
+    id = unique("listening")
     script = "while read line; do echo got $line; echo err $line >&2; done; echo over; exit 6"
-    node.ok("run", "-d", "-i", "--name", "listening", image, "sh", "-c", script)
+    node.ok("run", "-d", "-i", "--name", id, image, "sh", "-c", script)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
     def attach(*options: str) -> subprocess.Popen[bytes]:
-        return node.spawn("attach", *options, "listening", **pipes)
+        return node.spawn("attach", *options, id, **pipes)
 
     first = attach("--no-sig-proxy")
     assert first.stdin is not None
@@ -139,24 +140,25 @@ def test_a_container_with_input_is_attached_to_again_and_again(node: Shoal, imag
     first.stdin.write(b"one\n")
     first.stdin.flush()
     assert first.stdout.readline() == b"got one\n"
-    refused(node.run("attach", "listening"), 7, "FAILED_PRECONDITION", "somebody else")
+    refused(node.run("attach", id), 7, "FAILED_PRECONDITION", "somebody else")
     first.send_signal(signal.SIGINT)
     assert first.wait(30) == 128 + signal.SIGINT  # before its input ends, which would be the container's end
     out, err = first.communicate()
     assert out == b""
-    assert err == b"err one\nshoal: container listening goes on; come back with `shoal attach listening`\n"
+    assert err == f"err one\nshoal: container {id} goes on; come back with `shoal attach {id}`\n".encode()
     second = attach()
     assert second.communicate(b"two\nthree\n", timeout=30) == (b"got two\ngot three\nover\n", b"err two\nerr three\n")
     assert second.returncode == 6
-    refused(node.run("attach", "listening"), 7, "FAILED_PRECONDITION", "is stopped")
-    node.ok("rm", "listening")
+    refused(node.run("attach", id), 7, "FAILED_PRECONDITION", "is stopped")
+    node.ok("rm", id)
 
 
 def test_what_was_read_when_one_leaves_is_not_lost(node: Shoal, image: str) -> None:
+    id = unique("stuck")
     script = "read line; seq 1 100000; read line; exit 2"
-    node.ok("run", "-d", "-i", "--name", "stuck", image, "sh", "-c", script)
+    node.ok("run", "-d", "-i", "--name", id, image, "sh", "-c", script)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    first = node.spawn("attach", "--no-sig-proxy", "stuck", **pipes)
+    first = node.spawn("attach", "--no-sig-proxy", id, **pipes)
     assert first.stdin is not None
     assert first.stdout is not None
     first.stdin.write(b"go\n")
@@ -166,25 +168,26 @@ def test_what_was_read_when_one_leaves_is_not_lost(node: Shoal, image: str) -> N
     first.send_signal(signal.SIGINT)
     told = first.stdout.read()
     assert first.wait(30) == 128 + signal.SIGINT
-    second = node.spawn("attach", "stuck", **pipes)
+    second = node.spawn("attach", id, **pipes)
     told += second.communicate(b"end\n", timeout=30)[0]
     assert second.returncode == 2
     assert told == b"".join(b"%d\n" % number for number in range(1, 100_001))
-    node.ok("rm", "stuck")
+    node.ok("rm", id)
 
 
 def test_who_is_deaf_to_signals_is_left_by_insisting(node: Shoal, image: str) -> None:
+    id = unique("deaf")
     # The first process of a container ignores what it has no handler for.
     running = node.spawn(
-        "run", "--name", "deaf", image, "sh", "-c", "echo ready; exec sleep 1000", stdin=subprocess.DEVNULL,
+        "run", "--name", id, image, "sh", "-c", "echo ready; exec sleep 1000", stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert running.stdout is not None
     assert running.stdout.readline() == b"ready\n"
     assert ended_by(running, signal.SIGINT, times=3) == 128 + signal.SIGINT
-    assert running.communicate()[1] == b"shoal: container deaf goes on; come back with `shoal attach deaf`\n"
-    assert node.json("inspect", "deaf")["task"]["status"] == "running"
-    node.ok("rm", "--force", "deaf")
+    assert running.communicate()[1] == f"shoal: container {id} goes on; come back with `shoal attach {id}`\n".encode()
+    assert node.json("inspect", id)["task"]["status"] == "running"
+    node.ok("rm", "--force", id)
 
 
 def test_who_waits_for_its_reader_alone_is_ended_by_a_signal(node: Shoal, box: str) -> None:
@@ -200,13 +203,14 @@ def test_who_waits_for_its_reader_alone_is_ended_by_a_signal(node: Shoal, box: s
 
 
 def test_signals_are_passed_on_by_who_is_attached(node: Shoal, image: str) -> None:
+    id = unique("trapping")
     script = "trap 'echo caught; exit 5' TERM; while :; do echo here; sleep 0.05; done"
-    node.ok("run", "-d", "-i", "--name", "trapping", image, "sh", "-c", script)
-    running = node.spawn("attach", "trapping", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    node.ok("run", "-d", "-i", "--name", id, image, "sh", "-c", script)
+    running = node.spawn("attach", id, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert running.stdout is not None
     assert running.stdout.readline() == b"here\n"
     running.send_signal(signal.SIGTERM)
     out, _ = running.communicate(timeout=30)
     assert out.endswith(b"caught\n")
     assert running.returncode == 5
-    node.ok("rm", "trapping")
+    node.ok("rm", id)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.shoal import Shoal
+from tests.e2e.shoal import Shoal, unique
 from tests.e2e.terminal import Terminal
 from tests.support.leaks import Leaks
 
@@ -97,12 +97,13 @@ def test_an_attached_run_survives_a_kill_of_the_runtime_service(fresh: Shoal, bu
 
 
 def test_who_is_attached_goes_on_without_the_node_and_finds_the_next_one(fresh: Shoal, busybox: str) -> None:
+    lost, kept = unique("deaf"), unique("shell")
     fresh.ok("pull", "--quiet", busybox)
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    deaf = fresh.spawn("run", "--name", "deaf", busybox, "sh", "-c", "echo begun; sleep 1000", **pipes)
+    deaf = fresh.spawn("run", "--name", lost, busybox, "sh", "-c", "echo begun; sleep 1000", **pipes)
     assert deaf.stdout is not None
     assert deaf.stdout.readline() == b"begun\n"
-    with Terminal(fresh, "run", "--name", "shell", "-it", "-e", "PS1=$ ", busybox, "sh") as terminal:
+    with Terminal(fresh, "run", "--name", kept, "-it", "-e", "PS1=$ ", busybox, "sh") as terminal:
         terminal.until_raw()
         os.kill(fresh.pids["runtime"], signal.SIGKILL)
         terminal.type(b"echo $((40 + 2))\r")
@@ -117,7 +118,7 @@ def test_who_is_attached_goes_on_without_the_node_and_finds_the_next_one(fresh: 
         assert (deaf.returncode, out) == (128 + signal.SIGINT, b"")
         first, second = err.decode().splitlines()
         assert first.startswith("shoal: SIGINT was not passed on: ")
-        assert second == "shoal: container deaf goes on; come back with `shoal attach deaf`"
+        assert second == f"shoal: container {lost} goes on; come back with `shoal attach {lost}`"
         fresh.up()
         # The size is passed on once there is somebody to tell, and the exit comes as ever.
         deadline = time.monotonic() + 60
@@ -132,6 +133,6 @@ def test_who_is_attached_goes_on_without_the_node_and_finds_the_next_one(fresh: 
         assert b"shoal" not in terminal.shown
         assert b"bus" not in terminal.shown.lower().replace(b"busybox", b"")
     assert {one["id"]: one["task"]["status"] for one in fresh.json("ps", "-a")} == {
-        "deaf": "running",
-        "shell": "stopped",
+        lost: "running",
+        kept: "stopped",
     }

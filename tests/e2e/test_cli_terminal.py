@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.shoal import Shoal, eventually, refused
+from tests.e2e.shoal import Shoal, eventually, refused, unique
 from tests.e2e.terminal import Terminal
 
 LEAVE = b"\x10\x11"  # ctrl-p, ctrl-q
@@ -28,9 +28,10 @@ def status(node: Shoal, id: str) -> str:
 @pytest.fixture
 def shell(node: Shoal, image: str) -> Iterator[str]:
     """The id of a container with a terminal and a shell that says little, to be attached to."""
-    node.ok("run", "-d", "-it", "--name", "shell", "-e", "PS1=$ ", image, "sh")
-    yield "shell"
-    node.run("rm", "--force", "shell")
+    id = unique("shell")
+    node.ok("run", "-d", "-it", "--name", id, "-e", "PS1=$ ", image, "sh")
+    yield id
+    node.run("rm", "--force", id)
 
 
 @pytest.mark.parametrize("command", ["run", "exec"])
@@ -50,18 +51,21 @@ def test_its_size_is_right_at_once_and_follows_ours_and_ctrl_c_is_not_for_us(
 
 
 def test_what_is_left_goes_on_and_is_come_back_to(node: Shoal, image: str) -> None:
-    with Terminal(node, "run", "--name", "left", "-it", "-e", "PS1=$ ", image, "sh") as terminal:
+    id = unique("left")
+    with Terminal(node, "run", "--name", id, "-it", "-e", "PS1=$ ", image, "sh") as terminal:
         terminal.until_raw()
         terminal.type(b"echo $((40 + 2))\r")
         terminal.until(b"\n42\r\n")
         terminal.type(LEAVE[:1])
         terminal.type(LEAVE[1:])
         assert terminal.ends() == 0
-        assert terminal.rest().endswith(b"\nshoal: container left goes on; come back with `shoal attach left`\r\n")
+        assert terminal.rest().endswith(
+            f"\nshoal: container {id} goes on; come back with `shoal attach {id}`\r\n".encode()
+        )
         assert terminal.modes == terminal.before
-    assert status(node, "left") == "running"
+    assert status(node, id) == "running"
     for number in (2, 3):
-        with Terminal(node, "attach", "left", rows=20 + number, columns=70) as terminal:
+        with Terminal(node, "attach", id, rows=20 + number, columns=70) as terminal:
             terminal.until_raw()
             terminal.type(b"echo $((40 + %d))\r" % number)
             terminal.until(b"\n4%d\r\n" % number)
@@ -74,9 +78,9 @@ def test_what_is_left_goes_on_and_is_come_back_to(node: Shoal, image: str) -> No
                 terminal.type(b"exit 5\r")
                 assert terminal.ends() == 5
             assert terminal.modes == terminal.before
-    refused(node.run("attach", "left"), 7, "FAILED_PRECONDITION", "is stopped")
-    node.ok("rm", "left")
-    assert not (node.state / "fifo" / "default" / "left").exists()
+    refused(node.run("attach", id), 7, "FAILED_PRECONDITION", "is stopped")
+    node.ok("rm", id)
+    assert not (node.state / "fifo" / "default" / id).exists()
 
 
 def test_an_exec_is_left_by_keys_of_ones_own_and_their_beginning_is_passed_on(node: Shoal, box: str) -> None:
@@ -87,7 +91,7 @@ def test_an_exec_is_left_by_keys_of_ones_own_and_their_beginning_is_passed_on(no
         terminal.type(b"\x01x")
         assert terminal.ends() == 0
         assert terminal.modes == terminal.before
-        [id] = re.findall(rb"shoal attach --exec (\S+) box`", terminal.rest())
+        [id] = re.findall(rb"shoal attach --exec (\S+) box-\w+`", terminal.rest())
     with Terminal(node, "attach", "--exec", id.decode(), box) as terminal:
         terminal.until_raw()
         terminal.type(b"once more\r")
@@ -98,20 +102,21 @@ def test_an_exec_is_left_by_keys_of_ones_own_and_their_beginning_is_passed_on(no
 
 
 def test_nothing_is_lost_or_doubled_while_nobody_is_there(node: Shoal, image: str) -> None:
+    id = unique("counting")
     script = "i=0; while [ $i -lt 300 ]; do echo n$i; i=$((i+1)); sleep 0.005; done; read line; exit 4"
     told = b""
-    with Terminal(node, "run", "--name", "counting", "-it", image, "sh", "-c", script) as terminal:
+    with Terminal(node, "run", "--name", id, "-it", image, "sh", "-c", script) as terminal:
         terminal.until(b"n20\r\n")
         terminal.type(LEAVE)
         assert terminal.ends() == 0
         told += terminal.shown
-    with Terminal(node, "attach", "counting") as terminal:
+    with Terminal(node, "attach", id) as terminal:
         terminal.until(b"n299\r\n")
         terminal.type(b"\r")
         assert terminal.ends() == 4
         told += terminal.shown
     assert re.findall(rb"^n(\d+)\r?$", told, re.MULTILINE) == [b"%d" % number for number in range(300)]
-    node.ok("rm", "counting")
+    node.ok("rm", id)
 
 
 @pytest.mark.parametrize("command", ["run", "exec"])
@@ -135,13 +140,14 @@ def test_much_that_is_pasted_goes_in(node: Shoal, box: str) -> None:
 
 
 def test_the_terminal_is_as_it_was_whatever_ends_it(node: Shoal, image: str, shell: str) -> None:
+    id = unique("gone")
     # A signal of our own: the container goes on.
     with Terminal(node, "attach", shell) as terminal:
         terminal.until_raw()
         terminal.signal(signal.SIGTERM)
         assert terminal.ends() == 128 + signal.SIGTERM
         assert terminal.modes == terminal.before
-        assert b"shoal: container shell goes on" in terminal.rest()
+        assert f"shoal: container {shell} goes on".encode() in terminal.rest()
     # Its window is closed: the same.
     with Terminal(node, "attach", shell) as terminal:
         terminal.until_raw()
@@ -160,9 +166,9 @@ def test_the_terminal_is_as_it_was_whatever_ends_it(node: Shoal, image: str, she
         assert terminal.ends() == 137
         assert terminal.modes == terminal.before
     # Somebody removes it.
-    with Terminal(node, "run", "--name", "gone", "-it", image, "sleep", "1000") as terminal:
+    with Terminal(node, "run", "--name", id, "-it", image, "sleep", "1000") as terminal:
         terminal.until_raw()
-        node.ok("rm", "--force", "gone")
+        node.ok("rm", "--force", id)
         assert terminal.ends() == 137
         assert terminal.modes == terminal.before
     # It never began.
@@ -209,7 +215,7 @@ def test_a_terminal_is_looked_at_without_one(node: Shoal, shell: str) -> None:
     looking.send_signal(signal.SIGINT)
     _, err = looking.communicate(timeout=30)
     assert looking.returncode == 128 + signal.SIGINT
-    assert err == b"shoal: container shell goes on; come back with `shoal attach shell`\n"
+    assert err == f"shoal: container {shell} goes on; come back with `shoal attach {shell}`\n".encode()
     assert status(node, shell) == "running"
 
 
