@@ -117,7 +117,7 @@ class Shoal:
     def __exit__(self, *_: object) -> None:
         if self._process is None:
             return
-        for container in json.loads(self.run("ps", "--all", "--json").stdout or "[]"):
-            self.run("rm", "--force", container["id"])
+        if left := json.loads(self.run("ps", "--all", "--json").stdout or "[]"):
+            self.run("rm", "--force", *(container["id"] for container in left))
         if self.stop() != 0:
             raise AssertionError(self.log.read_text()[-6000:])
