@@ -23,6 +23,7 @@ from shoal_bus.wire import new_id
 from tests.support import bundle as bundles
 from tests.support import process_table
 from tests.support.gate import RUNTIMES, Gate, shim_above, stopped_below
+from tests.support.leaks import cgroups_of
 from tests.support.natsd import NatsServer
 from tests.support.orphans import Orphans, in_place_of_init
 from tests.support.runtime import LIFE, RuntimeNode, runtime_node
@@ -84,7 +85,7 @@ async def end(node: RuntimeNode, id: str, topics: list[str]) -> None:
 
 
 def cgroups(node: RuntimeNode) -> list[str]:
-    return [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{node.namespace}/*") if path.is_dir()]
+    return [str(path) for path in cgroups_of(f"{node.namespace}/*")]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
