@@ -12,7 +12,6 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from shoal_bus.api import runtime as api
@@ -25,7 +24,7 @@ from shoal_bus.wire import new_id
 from shoal_runtime.shim.mounts import mount_all, unmount_all
 
 from tests.support import bundle as bundles
-from tests.support.leaks import mounts
+from tests.support.leaks import cgroups_of, mounts
 from tests.support.ledger import Told
 from tests.support.runtime import RuntimeNode
 
@@ -171,7 +170,7 @@ class Life:
         places = [state / "bundles" / namespace / self.id, state / "oci" / namespace / self.id]
         left = [str(place) for place in places if place.exists()]
         left += [f"mount {point}" for point in mounts() if point.startswith(tuple(f"{place}/" for place in places))]
-        left += [str(place) for place in Path("/sys/fs/cgroup").glob(f"*/{namespace}/{self.id}")]
+        left += [str(place) for place in cgroups_of(f"{namespace}/{self.id}")]
         assert not left, f"left behind: {left}"
 
     def _read(self, reader: int) -> None:
