@@ -33,9 +33,8 @@ async def measure(world: World, effort: Effort) -> list[Row]:
 def _measure(world: World, effort: Effort) -> list[Row]:
     daemon, mark = world.containerd.daemon, world.scratch.mark
     ctr = ["ctr", "--address", str(daemon.address), "--namespace", mark]
-    # What shoal gives each container, ctr gives where it is asked to.
-    options = ["--rm", "--runc-root", str(daemon.state / "oci")]
-    options += ["--seccomp"] if "seccomp" in world.template["linux"] else []
+    # The default seccomp profile, which shoal gives each container, ctr gives where it is asked to.
+    options = ["--rm", "--runc-root", str(daemon.state / "oci"), "--seccomp"]
     shoal = shoal_command()
     environment = world.shoal.node.environment | {"SHOAL_NAMESPACE": mark}
     note = "" if shoal[0] == str(_BINARY) else "shoal by `python -m shoal_cli`: `make binaries` hasn't run"

@@ -19,6 +19,7 @@ from shoal_bus.execution import ABANDONED_SECONDS, Execution, owner_key
 from shoal_bus.message import Message, Request
 from shoal_bus.once import TRANSIENT, Intent
 from shoal_bus.registered import Registered
+from shoal_bus.verb import OperationVerb
 
 CANCEL = "cancel"
 """What a client sends as `Shoal-Seen` when it wants no more, and what the copies are told then."""
@@ -70,7 +71,8 @@ class Operations:
             found = None
         if found is None or found.state == "begun":
             self._adopt(registered, context, request, payload, headers)
-        return await self._follow(context.id, seen, seconds)
+        quiet = registered.verb.quiet_seconds if isinstance(registered.verb, OperationVerb) else 0.0
+        return await self._follow(context.id, seen, quiet, seconds)
 
     async def cancel(self, registered: Registered, id: str) -> bool:
         """Cancels an operation that this copy owns or that nobody does; says whether that was so."""
@@ -173,12 +175,13 @@ class Operations:
                 if row is None or time.time() - row.asked_at > ABANDONED_SECONDS:
                     return
 
-    async def _follow(self, id: str, seen: int, seconds: float) -> tuple[bytes, int | None]:
+    async def _follow(self, id: str, seen: int, quiet: float, seconds: float) -> tuple[bytes, int | None]:
         began = time.monotonic()
         while True:
             operation = self._owned.get(id)
             changed = operation.changed if operation is not None else None
-            found = self._requests.get(id)
+            # While it is ours, it has no outcome: it is no longer ours once that is written down.
+            found = self._requests.get(id) if operation is None else None
             if found is not None and (answer := found.outcome()) is not None:
                 return answer, None
             waited = time.monotonic() - began
@@ -189,9 +192,10 @@ class Operations:
                 progress, version = found.progress, found.version
             elif waited > min(_BEGINNING_SECONDS, seconds):
                 raise _unknown(id)
-            if (version > seen and progress) or waited > seconds or self._draining.is_set():
+            news = version > seen and bool(progress)
+            if (news and waited >= quiet) or waited > seconds or self._draining.is_set():
                 return progress, version
-            left = max(0.01, seconds - waited)
+            left = max(0.01, (min(quiet, seconds) if news else seconds) - waited)
             if changed is None:
                 await asyncio.sleep(min(left, _PROGRESS_SECONDS))
             else:

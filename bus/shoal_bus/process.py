@@ -22,7 +22,7 @@ from pathlib import Path
 
 import structlog
 
-from shoal_bus import logs
+from shoal_bus import limits, logs
 from shoal_bus.connection import Connection, connect
 from shoal_bus.database import Database
 from shoal_bus.errors import FailedPrecondition, PermissionDenied, ShoalError
@@ -104,6 +104,7 @@ def run_service(
     try:
         if needs_root and os.geteuid() != 0:
             raise PermissionDenied(f"shoal-{name} must run as root")
+        limits.raise_open_files()
         node = find(nats_url=args.nats_url, state=args.state, name=args.node, root=args.root, runtime=args.runtime)
         _loop_run(_serve(name, node, setup, args))
     except ShoalError as error:

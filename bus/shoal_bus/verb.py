@@ -90,6 +90,8 @@ class OperationVerb(AnyVerb, Generic[Req, Rep, Pro]):
     request: type[Req]
     reply: type[Rep]
     progress: type[Pro]
+    quiet_seconds: float = 0.0
+    """No progress is told before: each telling is a reply, and one more request, of work that is over in a moment."""
 
 
 def behaves(doc: str, *errors: str, whole_node: bool = False) -> _Behaviour:

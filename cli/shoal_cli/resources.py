@@ -35,6 +35,16 @@ def cpu_quota(cpus: float) -> int:
     return int(cpus * CPU_PERIOD)
 
 
+def run_limits(*, memory: str, cpus: float | None, pids_limit: int) -> dict[str, Any]:
+    """What a run is to be limited to, as its request has it (`RunResources`)."""
+    limits: dict[str, Any] = {"pids_limit": pids_limit}
+    if memory:
+        limits["memory"] = memory_bytes(memory, "--memory")
+    if cpus is not None:
+        limits |= {"cpu_quota": cpu_quota(cpus), "cpu_period": CPU_PERIOD}
+    return limits
+
+
 def new_limits(
     *, memory: str, memory_swap: str, cpus: float | None, cpu_shares: int | None, cpuset_cpus: str, cpuset_mems: str,
     pids_limit: int | None, blkio_weight: int | None,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shoal_runtime.shim import cgroups
 
 from tests.e2e.shoal import Shoal
 
@@ -318,3 +319,20 @@ def read_to_end(fd: int) -> bytes:
         if not part:
             return data
         data += part
+
+
+def test_limits_of_a_run_hold(node: Shoal, image: str) -> None:
+    id = name()
+    limits = ["--memory", "48m", "--cpus", "0.5", "--pids-limit", "20"]
+    node.ok("run", "--detach", "--name", id, *limits, image, "sleep", "60")
+    pid = node.json("inspect", id)["task"]["pid"]
+    limited = {
+        ("memory.limit_in_bytes", "memory.max"): 48 << 20, ("cpu.cfs_quota_us", "cpu.max"): 50_000,
+        ("pids.max", "pids.max"): 20,
+    }  # fmt: skip
+    places = [Path(directory) for directory, _ in cgroups.of(pid)]
+    for names, value in limited.items():
+        (file,) = {place / name for place in places for name in names if (place / name).exists()}
+        assert int(file.read_text().split()[0]) == value
+    node.ok("rm", "--force", id)
+    one_line(node.run("run", "--memory", "much", image, "true"), 125, "INVALID_ARGUMENT")

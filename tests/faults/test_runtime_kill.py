@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import sqlite3
+import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from shoal_bus.api import runtime as api
 from shoal_bus.errors import NotFound
 from shoal_bus.wire import new_id
+from shoal_runtime.shim.mounts import unmount_all
 
 from tests.support import bundle as bundles
+from tests.support.leaks import cgroups_of
 from tests.support.natsd import NatsServer
 from tests.support.runtime import LIFE, RuntimeNode, runtime_node
 
@@ -123,6 +129,52 @@ async def test_a_shim_that_dies_takes_its_container_down(tmp_path: Path, natsd: 
             assert await node.topics_end(id, "/tasks/delete") == LIFE
         with pytest.raises(NotFound):
             await node.wait("one")
+
+
+async def test_what_ran_before_a_reboot_is_told_of_as_killed(tmp_path: Path, natsd: NatsServer) -> None:
+    async with runtime_node(tmp_path, natsd) as node:
+        task = await node.run("one", "sleep", "60")
+        request = api.ExecTask(container_id="one", exec_id="e", args=["sleep", "60"], start=True)
+        await node.client.call(api.TASK_EXEC, request)
+        node.copy().kill()
+        reboot(node, "one", task.pid)
+        await asyncio.to_thread(node.copy().start)
+        assert (await node.wait("one")).exit_status == 137
+        waited = await node.client.call(api.TASK_WAIT, api.ProcessRequest(container_id="one", exec_id="e"))
+        assert waited.exit_status == 137
+        await node.delete("one")
+        topics = await node.topics_end("one", "/tasks/delete")
+        assert topics == [*LIFE[:2], "/tasks/exec-added", "/tasks/exec-started", "/tasks/exit", *LIFE[2:]]
+
+
+def reboot(node: RuntimeNode, id: str, pid: int) -> None:
+    """What a reboot leaves of a container: nothing, and of the state directory neither."""
+    os.kill(parent_of(pid), signal.SIGKILL)
+    state = node.node.state / "runtime"
+    runc = ["runc", "--root", str(state / "oci" / node.namespace), "delete", "--force", id]
+    subprocess.run(runc, check=True, capture_output=True)
+    unmount_all(str(state))
+    for name in ("shims", "bundles", "oci"):
+        shutil.rmtree(state / name)
+    for cgroup in cgroups_of(node.namespace):
+        cgroup.rmdir()
+
+
+async def test_a_creation_that_could_not_be_undone_is_in_nobody_s_way(tmp_path: Path, natsd: NatsServer) -> None:
+    async with runtime_node(tmp_path, natsd) as node:
+        for again in (True, False):
+            id = f"again-{again}"
+            first = await node.create(id, "sleep", "60")
+            with closing(sqlite3.connect(node.node.root / "runtime/metadata.db", isolation_level=None)) as database:
+                database.execute("UPDATE tasks SET status = 'creating', request_id = 'of-nobody' WHERE id = ?", (id,))
+            if again:
+                create = api.CreateTask(container_id=id, rootfs=bundles.bind(node.rootfs))
+                assert (await node.client.call(api.TASK_CREATE, create)).pid != first.pid
+                await node.delete(id)
+            else:
+                with pytest.raises(NotFound):
+                    await node.delete(id)
+            assert not node.of_containers()
 
 
 def parent_of(pid: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument,
 from shoal_bus.types import Stdio
 
 from tests.support import bundle as bundles
+from tests.support import process_table
 from tests.support.natsd import NatsServer
 from tests.support.runtime import LIFE, RuntimeNode, runtime_node
 
@@ -165,3 +168,25 @@ async def test_2000_containers_of_20_kb_are_listed_while_others_are_served(node:
     await asyncio.gather(*(
         node.client.call(api.CONTAINER_DELETE, api.ContainerRequest(id=one.id), timeout=60) for one in listed
     ))  # fmt: skip
+
+
+async def test_the_service_opens_as_many_files_as_it_may_and_what_it_starts_as_many_as_it_was_given(
+    tmp_path: Path, natsd: NatsServer
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+    try:
+        async with runtime_node(tmp_path, natsd) as node:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await node.run("one", "sleep", "60")
+            (record,) = (node.node.state / "runtime" / "shims").glob("*/shim.json")
+            shim = process_table.look(json.loads(record.read_text())["pid"])
+            assert shim is not None
+            for pid, limit in ((node.copy().pid, hard), (shim.parent, 300), (shim.pid, 300)):
+                limits = Path(f"/proc/{pid}/limits").read_text()
+                (found,) = [line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files")]
+                assert found == [str(limit), str(hard)]
+            held = {str(path.readlink()) for path in Path(f"/proc/{shim.parent}/fd").iterdir()}
+            assert str(node.copy().log) not in held
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Gate:
     """A runtime with a gate before and after each of its verbs; every gate that is closed stops whoever comes first."""
 
     def __init__(self, place: Path, runtime: str) -> None:
-        self._place = place / f"gate-{runtime}"
+        self._place = place / f"gate-{secrets.token_hex(4)}"
         self._place.mkdir()
         self.path = str(self._place / "runtime")
         Path(self.path).write_text(_SCRIPT.format(place=self._place, verbs=VERBS, runtime=RUNTIMES[runtime]))

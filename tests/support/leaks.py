@@ -48,6 +48,12 @@ def empty_cgroups() -> set[str]:
     return found
 
 
+def cgroups_of(pattern: str) -> list[Path]:
+    """Where the cgroups are whose path is like `pattern`: one place with cgroup v2, one for each hierarchy with v1."""
+    root = Path("/sys/fs/cgroup")
+    return [path for path in (*root.glob(pattern), *root.glob(f"*/{pattern}")) if path.is_dir()]
+
+
 def lives(pid: int) -> bool:
     """Whether a process is there and isn't a zombie."""
     try:

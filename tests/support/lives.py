@@ -12,7 +12,6 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from shoal_bus.api import runtime as api
@@ -25,7 +24,7 @@ from shoal_bus.wire import new_id
 from shoal_runtime.shim.mounts import mount_all, unmount_all
 
 from tests.support import bundle as bundles
-from tests.support.leaks import mounts
+from tests.support.leaks import cgroups_of, mounts
 from tests.support.ledger import Told
 from tests.support.runtime import RuntimeNode
 
@@ -47,6 +46,7 @@ class Life:
         self._node, self.id, self._chance, self._hurt, self._parent = node, id, chance, hurt, parent
         self.told = Told(id)
         self._output = node.directory / f"{id}.out"
+        self._terminal = chance.random() < 0.2
         self._cut_short = False
         """Whether we ourselves may have ended it before it had said its word."""
 
@@ -74,12 +74,11 @@ class Life:
     # ------------------------------------------------------------------------------------------------------------ steps
 
     async def _make(self, command: str) -> None:
-        spec = bundles.spec(["sh", "-c", command])
+        spec = bundles.spec(["sh", "-c", command], terminal=self._terminal)
         spec["linux"]["cgroupsPath"] = f"/{self._node.namespace}/{self.id}"
         await self._ask(api.CONTAINER_CREATE, api.CreateContainer(id=self.id, spec=spec))
-        create = api.CreateTask(
-            container_id=self.id, rootfs=await self._rootfs(), stdio=Stdio(stdout=str(self._output))
-        )
+        stdio = Stdio(stdout=str(self._output), terminal=self._terminal)
+        create = api.CreateTask(container_id=self.id, rootfs=await self._rootfs(), stdio=stdio)
         while (task := await self._try(api.TASK_CREATE, create, FailedPrecondition)) is None:
             await self._is_not_there()
             self._nothing_left()
@@ -171,7 +170,7 @@ class Life:
         places = [state / "bundles" / namespace / self.id, state / "oci" / namespace / self.id]
         left = [str(place) for place in places if place.exists()]
         left += [f"mount {point}" for point in mounts() if point.startswith(tuple(f"{place}/" for place in places))]
-        left += [str(place) for place in Path("/sys/fs/cgroup").glob(f"*/{namespace}/{self.id}")]
+        left += [str(place) for place in cgroups_of(f"{namespace}/{self.id}")]
         assert not left, f"left behind: {left}"
 
     def _read(self, reader: int) -> None:
@@ -179,7 +178,7 @@ class Life:
         data = b""
         while chunk := os.read(reader, 65536):
             data += chunk
-        said = f"of {self.id}\n".encode()
+        said = f"of {self.id}".encode() + (b"\r\n" if self._terminal else b"\n")
         wanted = [said] if self.told.started and not self._hurt(self.id) and not self._cut_short else [said, b""]
         assert data in wanted, data
 

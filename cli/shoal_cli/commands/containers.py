@@ -38,10 +38,15 @@ async def run(
     ip: Annotated[str, typer.Option(help="For bridge: its address, as 10.88.0.2/24.", show_default=False)] = "",
     gateway: Annotated[str, typer.Option(help="For bridge: where its default route goes.", show_default=False)] = "",
     bridge: Annotated[str, typer.Option(help="For bridge: which one; made where it isn't there.")] = "shoal0",
-    workdir: Annotated[str, typer.Option("--workdir", "-w", help="Working directory.", show_default=False)] = "",
+    workdir: Annotated[
+        str, typer.Option("--workdir", "--cwd", "-w", help="Working directory.", show_default=False)
+    ] = "",
     user: Annotated[str, typer.Option("--user", "-u", help="USER[:GROUP], names or ids.", show_default=False)] = "",
     hostname: Annotated[str, typer.Option(help="Its host name; else its id.", show_default=False)] = "",
     read_only: Annotated[bool, typer.Option("--read-only", help="Mount its root read-only.")] = False,
+    memory: Annotated[str, typer.Option(help="Its limit of memory, as 512m.", show_default=False)] = "",
+    cpus: Annotated[float | None, typer.Option(help="How many CPUs' time, as 1.5.")] = None,
+    pids_limit: Annotated[int, typer.Option(help="How many processes; 0 or -1 for no limit.")] = 0,
     runtime: Annotated[str, typer.Option(help="OCI runtime; else the node's default.", show_default=False)] = "",
     label: Annotated[list[str] | None, typer.Option("--label", "-l", help="KEY=VALUE.")] = None,
     platform: Annotated[str, PLATFORM] = "",
@@ -59,6 +64,7 @@ async def run(
     from shoal_cli.errors import report, start_exit_code
     from shoal_cli.fifos import Fifos
     from shoal_cli.request import environment, labels, network, restart_policy
+    from shoal_cli.resources import run_limits
 
     try:
         keys = parse_keys(detach_keys)
@@ -67,6 +73,7 @@ async def run(
             "user": user, "hostname": hostname, "labels": labels(label or []), "runtime": runtime,
             "network": network(net, ip, gateway, bridge), "read_only": read_only, "remove": rm,
             "restart": restart_policy(restart, remove=rm),
+            "resources": run_limits(memory=memory, cpus=cpus, pids_limit=pids_limit),
         }  # fmt: skip
         from shoal_bus.api.runtime import RunTask
 

@@ -26,7 +26,7 @@ async def exec(
     tty: Annotated[bool, typer.Option("--tty", "-t", help="Give it a terminal.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it in the background; print its id.")] = False,
     user: Annotated[str, typer.Option("--user", "-u", help="USER[:GROUP], names or ids.", show_default=False)] = "",
-    cwd: Annotated[str, typer.Option("--cwd", "-w", help="Working directory.", show_default=False)] = "",
+    cwd: Annotated[str, typer.Option("--workdir", "--cwd", "-w", help="Working directory.", show_default=False)] = "",
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="KEY=VALUE, or KEY for its value here.")] = None,
     cap_add: Annotated[
         list[str] | None, typer.Option("--cap-add", help="A capability more, as NET_ADMIN; or ALL.")

@@ -135,11 +135,7 @@ class Controls:
     async def pids(self, ctx: Context, request: api.TaskRequest) -> api.Pids:
         """Every process of a task."""
         row = self._living(ctx, request.container_id)
-        execs = self._db.read(
-            "SELECT exec_id, pid FROM tasks WHERE namespace = ? AND id = ? AND exec_id != '' AND status = 'running'",
-            (ctx.namespace, request.container_id),
-        )
-        names = {one["pid"]: one["exec_id"] for one in execs}
+        names = {pid: exec_id for exec_id, pid in self._tasks.execs.running(ctx.namespace, request.container_id)}
         found = await asyncio.to_thread(pids.of_container, row["pid"])
         return api.Pids(processes=[api.ProcessInfo(pid=pid, exec_id=names.get(pid, "")) for pid in found])
 

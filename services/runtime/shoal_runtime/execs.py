@@ -161,6 +161,14 @@ class Execs:
             self._exits.announce(namespace, told)
         return exit
 
+    def running(self, namespace: str, id: str) -> list[tuple[str, int]]:
+        """The id and the pid of every exec of a container whose end nobody has told of."""
+        rows = self._db.read(
+            "SELECT exec_id, pid FROM tasks WHERE namespace = ? AND id = ? AND exec_id != '' AND status = 'running'",
+            (namespace, id),
+        )
+        return [(row["exec_id"], row["pid"]) for row in rows]
+
     def end_all(self, tx: Transaction, namespace: str, id: str) -> list[api.Exit]:
         """Forgets every exec of a task that is removed; those nobody heard the end of were killed with it."""
         lost = []

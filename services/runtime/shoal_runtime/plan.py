@@ -52,19 +52,8 @@ def check_network(wanted: api.RunNetwork) -> None:
 
 
 async def make_plan(client: Client, id: str, request: api.RunTask, runtime: str) -> RunPlan:
-    """Finds the image out, and that its snapshot is there. Changes nothing; `id` is the request's.
-
-    NOT_FOUND for the image; FAILED_PRECONDITION when it isn't unpacked.
-    """
+    """Finds the image out. Changes nothing; `id` is the request's. NOT_FOUND for the image."""
     resolved = await client.call(content.IMAGE_RESOLVE, content.ResolveImage(name=request.image))
-    if resolved.chain_id:
-        verb = snapshot.SNAPSHOT_STAT.on(request.snapshotter)
-        try:
-            await client.call(verb, snapshot.SnapshotRequest(key=resolved.chain_id), patience=_PATIENCE_SECONDS)
-        except NotFound:
-            raise FailedPrecondition(
-                f"image {resolved.image.name}: not unpacked for snapshotter {request.snapshotter}", hint="pull it again"
-            ) from None
     return RunPlan(
         request_id=id, id=request.id, image=resolved.image.name, config=resolved.config, parent=resolved.chain_id,
         snapshotter=request.snapshotter, runtime=runtime, network=request.network,
@@ -80,11 +69,21 @@ class Made:
     # Each step's id derives from the run's: asked for again, by whichever copy, it is the same request.
 
     async def snapshot(self) -> list[Mount]:
-        """The container's own snapshot on top of the image's, and how to mount it."""
+        """The container's own snapshot on top of the image's, and how to mount it.
+
+        FAILED_PRECONDITION when the image isn't unpacked.
+        """
         plan = self._plan
         verb = snapshot.SNAPSHOT_PREPARE.on(plan.snapshotter)
         prepare = snapshot.PrepareSnapshot(key=plan.id, parent=plan.parent, labels=plan.labels)
-        prepared = await self._client.call(verb, prepare, id=f"{plan.request_id}.prepare")
+        try:
+            prepared = await self._client.call(
+                verb, prepare, id=f"{plan.request_id}.prepare", patience=_PATIENCE_SECONDS
+            )
+        except NotFound:
+            raise FailedPrecondition(
+                f"image {plan.image}: not unpacked for snapshotter {plan.snapshotter}", hint="pull it again"
+            ) from None
         return prepared.mounts
 
     async def network(self) -> network.Network:

@@ -52,7 +52,7 @@ class Reconciliation:
         if row is None:
             await self._remove_stray(namespace, id)
         elif row["status"] == "creating":
-            if not self._is_begun(row["request_id"]):
+            if not self._tasks.is_begun(row["request_id"]):
                 await self._tasks.undo_creation(namespace, id)
                 log.warning("task.undone", namespace=namespace, container=id, reason="its creation wasn't finished")
         elif row["status"] != "stopped" and not await self._is_supervised(namespace, id):
@@ -60,8 +60,10 @@ class Reconciliation:
             if row is None or row["status"] == "stopped":
                 return  # its shim was dead, and how it ended has just been found out
             # After a reboot, say. A start that was under way is finished by its request, which finds no shim either.
+            for exec_id, pid in self._tasks.execs.running(namespace, id):
+                self._exits.heard(ExitRecord(namespace, id, pid, KILLED, now(), exec_id))
             lost = ExitRecord(namespace, id, row["pid"], KILLED, now())
-            if not (row["start_request"] and row["status"] == "created" and self._is_begun(row["start_request"])):
+            if not (row["start_request"] and row["status"] == "created" and self._tasks.is_begun(row["start_request"])):
                 self._exits.heard(lost)
             await asyncio.to_thread(self._bundles.remove, namespace, id)
             log.warning("task.lost", namespace=namespace, container=id, exit_status=KILLED)
@@ -79,6 +81,3 @@ class Reconciliation:
         except NotFound:
             return False
         return True
-
-    def _is_begun(self, request_id: str) -> bool:
-        return bool(self._db.read("SELECT 1 FROM requests WHERE id = ? AND state = 'begun'", (request_id,)))

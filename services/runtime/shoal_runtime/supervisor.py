@@ -26,6 +26,7 @@ from shoal_bus.errors import (
     ShoalError,
     Unavailable,
 )
+from shoal_bus.limits import inherited_open_files
 from shoal_bus.locks import Locks
 from shoal_bus.types import Mount, Stdio
 
@@ -33,6 +34,7 @@ from shoal_runtime.connection import CALL_SECONDS, ShimConnection, open_socket
 from shoal_runtime.grace import GracePeriod
 from shoal_runtime.shim import protocol, specification, zygote
 from shoal_runtime.takedown import KILLED, is_alive, remove_container
+from shoal_runtime.turns import Turns
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +89,7 @@ class Supervisor:
         self._shims: dict[str, ShimConnection] = {}
         self._zygote: asyncio.StreamWriter | None = None
         self._starting = asyncio.Lock()
+        self._turns = Turns(max(8, 4 * (os.cpu_count() or 1)))
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._grace_period = GracePeriod()
@@ -201,7 +204,7 @@ class Supervisor:
                 if time.monotonic() > ends:
                     raise Unavailable("the zygote doesn't start", hint="see the runtime service's log") from None
             starting = await asyncio.create_subprocess_exec(
-                *zygote.command(str(self._state)),
+                *zygote.command(str(self._state), inherited_open_files()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
@@ -252,7 +255,8 @@ class Supervisor:
             "facts": specification.facts(protocol.read_json(str(bundle), "config.json") or {}),
         }  # fmt: skip
         if not group:
-            return await self._create(name, id, request)
+            async with self._turns.turn():
+                return await self._create(name, id, request)
         async with self._locks.hold(f"shim-group {request['group']}"):
             return await self._create(name, id, request)
 

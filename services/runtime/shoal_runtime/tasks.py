@@ -66,6 +66,10 @@ class Tasks:
             raise NotFound(f"container {id}: has no task")
         return row
 
+    def is_begun(self, request_id: str) -> bool:
+        """Whether a request is under way, or will be resumed. One that isn't has left what it couldn't undo."""
+        return bool(self._db.read("SELECT 1 FROM requests WHERE id = ? AND state = 'begun'", (request_id,)))
+
     # ------------------------------------------------------------------------------------------------------------ verbs
 
     async def create(self, ctx: Context, request: api.CreateTask) -> api.Task:
@@ -87,7 +91,8 @@ class Tasks:
             return await self.execs.delete(ctx, request.container_id, request.exec_id, request.force)
         row = self.require(ctx.namespace, request.container_id)
         if row["status"] == "creating":
-            raise FailedPrecondition(f"container {request.container_id}: its task is just being created")
+            await self.undo_creation(ctx.namespace, request.container_id)
+            raise NotFound(f"container {request.container_id}: has no task")
         if row["status"] not in ("created", "stopped") and not request.force:
             raise FailedPrecondition(
                 f"container {request.container_id}: its task is {row['status']}", hint="kill it first, or force it"
@@ -135,6 +140,9 @@ class Tasks:
         if checkpoint and not os.path.isdir(checkpoint):  # noqa: PTH112, ASYNC240 (a moment)
             raise NotFound(f"checkpoint {checkpoint}: there is no such directory")
         found = self.find(ctx.namespace, id)
+        if found is not None and found["status"] == "creating" and not self.is_begun(found["request_id"]):
+            await self.undo_creation(ctx.namespace, id)
+            found = None
         if found is not None and found["request_id"] == ctx.id and found["status"] != "creating":
             return task_of(found)  # a resumed run has come further than this step
         if found is not None and found["request_id"] != ctx.id:

@@ -73,6 +73,7 @@ TASK_RUN = OperationVerb(
     RunTask,
     Task,
     RunProgress,
+    quiet_seconds=0.25,
     behaviour=behaves(
         "Makes and starts a container from an image, in one message.",
         "NOT_FOUND",

@@ -3,7 +3,7 @@
 It is nobody's child: not of a service, not of whoever started the node. Whoever wants it connects and stays connected;
 it leaves when nobody does and its last shim is gone, and one that died is simply started again: shims don't need it.
 
-    python -I -S -c '…' zygote <directory>        (see `command`)
+    python -I -S -c '…' zygote … <directory> <open files>        (see `command`)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import gc
 import os
+import resource
 import select
 import sys
 
@@ -31,15 +32,21 @@ _MOST_FDS = 1 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def command(directory: str) -> list[str]:
-    """How to start it: a bare interpreter, with nothing on its path but this package."""
+def command(directory: str, open_files: int) -> list[str]:
+    """How to start it: a bare interpreter, with nothing on its path but this package.
+
+    `open_files` is the soft limit on open files that it has, its shims, and the runtimes they start.
+    """
     package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code = "import sys; sys.path.insert(0, sys.argv[2]); from shoal_runtime.shim.zygote import main; main(sys.argv[3])"
-    return [sys.executable, "-I", "-S", "-c", code, "shoal-zygote", package_root, directory]
+    start = "from shoal_runtime.shim.zygote import main; main(*sys.argv[3:])"
+    code = f"import sys; sys.path.insert(0, sys.argv[2]); {start}"
+    return [sys.executable, "-I", "-S", "-c", code, "shoal-zygote", package_root, directory, str(open_files)]
 
 
-def main(directory: str) -> None:
+def main(directory: str, open_files: str) -> None:
     """Becomes the zygote of `directory`, in the background; exits 0 once it answers, also when another one does."""
+    os.closerange(_KEPT_OPEN, 1 << 20)  # the service's event loop leaves us some of its own
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(open_files), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     lock = os.open(f"{directory}/{protocol.ZYGOTE_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
