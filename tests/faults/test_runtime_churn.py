@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 KILLS = int(os.environ.get("SHOAL_CHURN_KILLS", "300"))
 SEED = int(os.environ.get("SHOAL_CHURN_SEED", "0")) or random.randrange(1, 1 << 32)
-WORKERS = 6
+WORKERS = 8
 PAUSE_SECONDS = 0.08
 
 

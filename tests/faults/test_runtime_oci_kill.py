@@ -24,7 +24,7 @@ from shoal_bus.verb import Verb
 from shoal_bus.wire import new_id
 
 from tests.support import bundle as bundles
-from tests.support import process_table
+from tests.support import process_table, restarts
 from tests.support.gate import RUNTIMES, Gate, shim_above, stopped_below
 from tests.support.leaks import cgroups_of
 from tests.support.natsd import NatsServer
@@ -339,3 +339,26 @@ async def test_a_pod_whose_shim_is_killed_leaves_nothing(node: RuntimeNode) -> N
         assert (await node.wait(name)).exit_status == 137
         await end(node, name, LIFE, left=name != names[-1])
     assert not node.of_containers()
+
+
+async def test_a_restart_whose_runtime_is_killed_is_made_all_the_same(node: RuntimeNode) -> None:
+    gate = Gate(node.directory, "runc")
+    for where in ("before create", "before start", "before delete"):
+        id = fresh()
+        create = await make(node, id, gate.path)
+        await restarts.update(node, id, restarts.policy("always"))
+        task = await node.client.call(api.TASK_CREATE, create)
+        await node.start(id)
+        gate.close(where)
+        entry = process_table.look(task.pid)
+        assert entry is not None
+        assert entry.signal()
+        _, at_work = shim_above(await gate.arrived())
+        assert at_work.signal()
+        async with asyncio.timeout(60):
+            while node.topics(id)[-1] != "/tasks/start" or len(node.topics(id)) < 6:
+                await asyncio.sleep(0.05)
+        told = node.topics(id)
+        assert told[:6] == [*LIFE, *LIFE[:2]] or where == "before start", told
+        assert told.count("/tasks/exit") == told.count("/tasks/delete") == told.count("/tasks/create") - 1
+        await node.client.call(api.CONTAINER_REMOVE, api.RemoveContainer(id=id, force=True))

@@ -63,6 +63,8 @@ class Life:
             if not short and self._chance.random() < 0.15:
                 status = KILLED  # removed without ever having been started
             elif await self._start() and not short:
+                if self._chance.random() < 0.3:  # about when its shim goes to rest
+                    await asyncio.sleep(self._chance.uniform(0.8, 1.6))
                 await asyncio.gather(*(self._exec(number) for number in range(self._chance.randrange(3))))
                 status = await self._end()
             await self._finish(status, short)

@@ -476,8 +476,9 @@ class Supervisor:
                 log.warning("shim.dead", namespace=record["namespace"], container=record["id"], exited=exit is not None)
                 exit = await asyncio.to_thread(remove_container, place, record, exit)
                 protocol.write_durably(place, protocol.EXIT, exit)
+            execs = list(_execs_of(place, exit))  # before another copy may remove the directory
         taken = _exit_record(record["namespace"], record["id"], exit)
-        for exec_id, ended in _execs_of(place, exit):
+        for exec_id, ended in execs:
             self._on_exit(_exit_record(taken.namespace, taken.id, ended, exec_id))
         if taken.pid:
             self._on_exit(taken)  # without a pid there never was a process that could exit

@@ -177,6 +177,8 @@ class Pids(Message):
 
 
 _GONE = ("NOT_FOUND", "FAILED_PRECONDITION")
+_RUNTIME = (*_GONE, "ABORTED")
+"""Of verbs that have the OCI runtime do something: ABORTED when that was killed; asked again, it may do it."""
 
 TASK_CREATE = Verb(
     "runtime",
@@ -187,9 +189,8 @@ TASK_CREATE = Verb(
     mutates=True,
     behaviour=behaves(
         "Creates a container's task: bundle, rootfs, shim, OCI create.",
-        "NOT_FOUND",
         "ALREADY_EXISTS",
-        "FAILED_PRECONDITION",
+        *_RUNTIME,
     ),
 )
 TASK_EXEC = Verb(
@@ -199,7 +200,7 @@ TASK_EXEC = Verb(
     ExecTask,
     Task,
     mutates=True,
-    behaviour=behaves("Adds a process to a running task.", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"),
+    behaviour=behaves("Adds a process to a running task.", "ALREADY_EXISTS", *_RUNTIME),
 )
 TASK_START = Verb(
     "runtime",
@@ -208,14 +209,22 @@ TASK_START = Verb(
     ProcessRequest,
     Task,
     mutates=True,
-    behaviour=behaves("Starts a created task, or an exec that was added.", *_GONE),
+    behaviour=behaves("Starts a created task, or an exec that was added.", *_RUNTIME),
 )
-TASK_KILL = Verb("runtime", "task", "kill", KillTask, Empty, mutates=True, behaviour=behaves("Sends a signal.", *_GONE))
+TASK_KILL = Verb(
+    "runtime", "task", "kill", KillTask, Empty, mutates=True, behaviour=behaves("Sends a signal.", *_RUNTIME)
+)
 TASK_PAUSE = Verb(
-    "runtime", "task", "pause", TaskRequest, Empty, mutates=True, behaviour=behaves("Freezes a running task.", *_GONE)
+    "runtime",
+    "task",
+    "pause",
+    TaskRequest,
+    Empty,
+    mutates=True,
+    behaviour=behaves("Freezes a running task.", *_RUNTIME),
 )
 TASK_RESUME = Verb(
-    "runtime", "task", "resume", TaskRequest, Empty, mutates=True, behaviour=behaves("Thaws a paused task.", *_GONE)
+    "runtime", "task", "resume", TaskRequest, Empty, mutates=True, behaviour=behaves("Thaws a paused task.", *_RUNTIME)
 )
 TASK_UPDATE = Verb(
     "runtime",
@@ -224,7 +233,7 @@ TASK_UPDATE = Verb(
     UpdateTask,
     Empty,
     mutates=True,
-    behaviour=behaves("Changes the limits of a task that isn't stopped.", *_GONE),
+    behaviour=behaves("Changes the limits of a task that isn't stopped.", *_RUNTIME),
 )
 TASK_CHECKPOINT = Verb(
     "runtime",
@@ -233,7 +242,7 @@ TASK_CHECKPOINT = Verb(
     CheckpointTask,
     Empty,
     mutates=True,
-    behaviour=behaves("Writes a running task to a directory, with CRIU, so that it can be restored.", *_GONE),
+    behaviour=behaves("Writes a running task to a directory, with CRIU, so that it can be restored.", *_RUNTIME),
 )
 TASK_WAIT = Verb(
     "runtime",
@@ -251,7 +260,7 @@ TASK_DELETE = Verb(
     DeleteTask,
     Exit,
     mutates=True,
-    behaviour=behaves("Removes a stopped process, with what it held, and says how it ended.", *_GONE),
+    behaviour=behaves("Removes a stopped process, with what it held, and says how it ended.", *_RUNTIME),
 )
 TASK_GET = Verb(
     "runtime", "task", "get", ProcessRequest, Task, behaviour=behaves("A task's state, or an exec's.", "NOT_FOUND")
