@@ -20,10 +20,11 @@ _ZOMBIE_SECONDS = 5.0
 
 
 class Orphans:
-    """The processes below this one. `own` are the pids that it started itself and waits for itself."""
+    """The processes below this one, but those from before. `own` are pids that it starts and waits for itself."""
 
     def __init__(self, own: Callable[[], set[int]]) -> None:
-        self._own = own
+        before = {entry.pid for entry in process_table.below(os.getpid())}
+        self._own = lambda: before | own()
         self._zombies: dict[Entry, float] = {}
 
     def reap(self) -> None:
