@@ -60,6 +60,7 @@ class Container:
         self._busy = False
         self._queue: list[Callable[[], None]] = []
         self._facts = request.get("facts") or specification.facts(protocol.read_json(self._bundle, "config.json") or {})
+        self._oci.has_hooks = bool(self._facts["hooks"])
         loop.adopts |= self._facts["host_pids"]
         self._signalled: list[str] = []
         self._frozen = self._deleting = False
