@@ -95,8 +95,13 @@ class Leaks:
         return left
 
     def check(self) -> None:
-        """AssertionError naming what is left, if anything still is after a few seconds."""
+        """AssertionError naming what is left, if anything still is after a few seconds, and was all the while.
+
+        What comes and goes meanwhile is of a test beside this one.
+        """
         deadline = time.monotonic() + SETTLE_SECONDS
-        while (left := self.found()) and time.monotonic() < deadline:
+        left = set(self.found())
+        while left and time.monotonic() < deadline:
             time.sleep(0.1)
+            left &= set(self.found())
         assert not left, "left behind:\n  " + "\n  ".join(sorted(left))
