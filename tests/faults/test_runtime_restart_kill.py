@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import secrets
@@ -103,7 +104,7 @@ async def reboot(node: RuntimeNode) -> None:
         service.kill()
     for container in (node.node.state / "runtime" / "bundles").glob("*/*"):
         for place in (node.node.state / "runtime" / "oci").glob(f"*/{container.name}/state.json"):
-            pid = int(subprocess.check_output(["jq", ".init_process_pid", str(place)]))
+            pid = json.loads(place.read_text())["init_process_pid"]
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     for line in processes(str(node.directory)):
