@@ -62,7 +62,10 @@ class Handover:
         if len(self.fds) > _MOST_FDS or len(data) > _MOST_BYTES:
             return False
         rights = struct.pack(f"{len(self.fds)}i", *self.fds)
-        sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if self.fds else [])
+        try:
+            sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if self.fds else [])
+        except OSError:
+            return False  # its queue is full, or the kernel has no room for so many descriptors on their way
         return True
 
 
