@@ -11,8 +11,10 @@ from typing import Any
 
 import psutil
 import pytest
+from shoal_bus.errors import Internal
 from shoal_bus.types import Stdio
 from shoal_runtime.shim import mounts
+from shoal_runtime.supervisor import place_of
 
 from tests.support.leaks import Leaks, lives
 from tests.support.shims import Host, reader_of, running_host, until
@@ -147,6 +149,23 @@ async def test_a_killed_worker_ends_its_shim(host: Host) -> None:
     deleted = await host.delete("doomed")
     assert deleted is not None
     assert deleted.exit_status == 137
+
+
+async def test_a_worker_that_cannot_go_on_says_why(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    pid = await host.run("doomed", ["sleep", "60"])
+    (worker,) = [c for c in psutil.Process(host.shim_pid("doomed")).children() if c.name() == "shoal-worker"]
+    (host.state / "shims" / place_of("test", "doomed") / f".exit.json.{worker.pid}").mkdir()
+    os.kill(pid, signal.SIGKILL)  # how it ended can't be written down
+    assert (await host.exit_of("doomed")).exit_status == 137
+    assert "IsADirectoryError" in capsys.readouterr().out
+
+
+async def test_a_request_that_makes_no_sense_harms_nobody(host: Host) -> None:
+    pid = await host.run("fine", ["sleep", "60"])
+    with pytest.raises(Internal, match="kill: ValueError"):
+        await host.supervisor._ask("test", "fine", {"op": "kill", "signal": "loud"})
+    state = await host.supervisor.state("test", "fine")
+    assert (state["status"], state["pid"]) == ("running", pid)
 
 
 async def test_an_idle_shim_that_is_killed_takes_its_container_down(host: Host) -> None:

@@ -473,7 +473,10 @@ class Supervisor:
                 raise Unavailable(f"container {record['id']}: its shim is alive, and doesn't answer")
             exit = protocol.read_json(place, protocol.EXIT)
             if exit is None or not exit.get("taken_down"):
-                log.warning("shim.dead", namespace=record["namespace"], container=record["id"], exited=exit is not None)
+                why = (protocol.read_json(place, protocol.LAST_WORD) or {}).get("why", "killed")
+                log.warning(
+                    "shim.dead", namespace=record["namespace"], container=record["id"], exited=exit is not None, why=why
+                )
                 exit = await asyncio.to_thread(remove_container, place, record, exit)
                 protocol.write_durably(place, protocol.EXIT, exit)
             execs = list(_execs_of(place, exit))  # before another copy may remove the directory

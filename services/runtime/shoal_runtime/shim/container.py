@@ -45,7 +45,7 @@ class Container:
     """
 
     def __init__(self, loop: Loop, place: str, request: dict[str, Any], gone: Callable[[Container], None]) -> None:
-        self._loop, self._place, self._request, self._gone = loop, place, request, gone
+        self._loop, self.place, self._request, self._gone = loop, place, request, gone
         self._namespace, self._id = request["namespace"], request["id"]
         self._bundle, self._rootfs = request["bundle"], f"{request['bundle']}/rootfs"
         options = request.get("options") or {}
@@ -67,11 +67,11 @@ class Container:
 
     def _process(self, record: str, stdio: dict[str, Any]) -> Process:
         names = {"CONTAINER_ID": self._id, "CONTAINER_NAMESPACE": self._namespace}
-        return Process(self._loop, self._place, record, stdio, names)
+        return Process(self._loop, self.place, record, stdio, names)
 
     def serve(self, first: Connection) -> None:
         """Creates the container for whoever asked (`first`), and listens for others. ALREADY_EXISTS if it is there."""
-        beside = f"{self._place}.{os.getpid()}"
+        beside = f"{self.place}.{os.getpid()}"
         os.mkdir(beside, 0o700)
         listener = protocol.listen(beside, protocol.SOCKET)
         record = {
@@ -80,7 +80,7 @@ class Container:
         }
         protocol.write(beside, protocol.RECORD, record | {"pid": os.getppid(), "version": protocol.VERSION})
         try:
-            os.rename(beside, self._place)
+            os.rename(beside, self.place)
         except OSError:
             listener.close()
             files.remove(beside)
@@ -107,7 +107,7 @@ class Container:
         if init is None or None in connections or None in processes.values():
             return None
         return {
-            "place": self._place, "request": {k: v for k, v in self._request.items() if k != "rootfs"},
+            "place": self.place, "request": {k: v for k, v in self._request.items() if k != "rootfs"},
             "status": self._status, "frozen": self._frozen, "signalled": self._signalled,
             "failed": self._oci.failed,
             "listener": handover.keep(self._listener.fileno(), select.POLLIN), "connections": connections,
@@ -194,6 +194,8 @@ class Container:
             reply(ShimError(error.code, f"{self._name(message)}: {error.message}", error.hint))
         except OSError as error:
             reply(ShimError("INTERNAL", f"{error.strerror}: {error.filename or message.get('op')}"))
+        except Exception as error:  # noqa: BLE001 (what one request is wrong with must not end the container)
+            reply(ShimError("INTERNAL", f"{message.get('op')}: {type(error).__name__}: {error}"))
 
     def _name(self, message: dict[str, Any]) -> str:
         exec_id = message.get("exec", "")
@@ -273,7 +275,7 @@ class Container:
             try:
                 if error is None:
                     started = protocol.start_time(self._init.pid)
-                    protocol.write(self._place, protocol.INIT, {"pid": self._init.pid, "started": started})
+                    protocol.write(self.place, protocol.INIT, {"pid": self._init.pid, "started": started})
             except OSError as problem:
                 error = ShimError("INTERNAL", str(problem))
             done(error)
@@ -388,7 +390,7 @@ class Container:
             self._launching -= 1
             files.unlink(description)
             if error is None:
-                protocol.write(self._place, record, {"pid": entry.process.pid})
+                protocol.write(self.place, record, {"pid": entry.process.pid})
             else:
                 entry.process.release()
                 del self._execs[id]
@@ -521,7 +523,7 @@ class Container:
     def _forget_exec(self, id: str, process: Process, reply: Reply) -> None:
         def flushed() -> None:
             self._execs.pop(id, None)
-            files.unlink(f"{self._place}/{protocol.EXEC}{id}.json")
+            files.unlink(f"{self.place}/{protocol.EXEC}{id}.json")
             reply({"exit": process.exit})
 
         process.when_flushed(flushed)
@@ -621,9 +623,9 @@ class Container:
     def _leave(self, answer: Callable[[], None]) -> None:
         """Removes the directory, then answers: whoever hears it finds nothing of this container any more."""
         self._oom.close()
-        away = f"{self._place}.{os.getpid()}"
+        away = f"{self.place}.{os.getpid()}"
         try:
-            os.rename(self._place, away)  # whole, or gone, whoever is killed
+            os.rename(self.place, away)  # whole, or gone, whoever is killed
         except FileNotFoundError:
             pass
         files.remove(away)

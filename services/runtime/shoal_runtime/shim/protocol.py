@@ -28,6 +28,8 @@ _LENGTH = struct.Struct(">I")
 
 SOCKET, RECORD, INIT, EXIT = "sock", "shim.json", "init.json", "exit.json"
 """The names in a container's directory: its socket, what it is, its first process, and how that ended."""
+LAST_WORD = "last-word.json"
+"""Why a shim ended that could not go on."""
 EXEC, GROUP = "exec-", ".group"
 """What the record of an exec begins with (its pid, and then how it ended), and the directory of a group ends with."""
 

@@ -32,14 +32,15 @@ def supervise(directory: str, sock: int) -> int:
     """
 
     def work(worker: Worker) -> int:
+        shim = Shim(directory, worker)
         try:
-            shim = Shim(directory, worker)
             if worker.state:
                 shim.restore(marshal.loads(worker.state), worker.fds)  # noqa: S302 (this very program wrote it)
             else:
                 shim.begin(_socket.socket(fileno=worker.fds[0]))
             return shim.run()
-        except BaseException:  # noqa: BLE001 (a forked child: whatever it is, it ends here)
+        except BaseException as error:  # noqa: BLE001 (a forked child: whatever it is, it ends here)
+            shim.leave_word(f"{type(error).__name__}: {error}")
             return 1
 
     return reap([sock], work)
@@ -65,6 +66,14 @@ class Shim:
             cgroups.leave(self._cgroup, [os.getppid(), os.getpid()])
         return self._status
 
+    def leave_word(self, why: str) -> None:
+        """Says in every container's directory why its shim ends: whoever takes the container down logs it."""
+        for container in self._containers:
+            try:
+                protocol.write(container.place, protocol.LAST_WORD, {"why": why})
+            except OSError:
+                pass  # nobody will know
+
     def begin(self, sock: _socket.socket) -> None:
         """Hears on `sock` which container to make first."""
         if peer_is_root(sock):
@@ -84,8 +93,8 @@ class Shim:
             self._asked(connection, request)
         except ShimError as error:
             _refuse(connection, request, error)
-        except OSError as error:
-            _refuse(connection, request, ShimError("INTERNAL", f"shim: {error.strerror}: {error.filename}"))
+        except Exception as error:  # noqa: BLE001 (whoever asked is told, whatever it is)
+            _refuse(connection, request, ShimError("INTERNAL", f"shim: {type(error).__name__}: {error}"))
         if not self._containers:
             self._loop.running = False
 
