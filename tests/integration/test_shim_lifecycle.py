@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
-from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError
+from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError, Unimplemented
 from shoal_bus.locks import Locks
 from shoal_bus.types import Stdio
 from shoal_runtime.shim import mounts, protocol
@@ -19,7 +21,7 @@ from shoal_runtime.supervisor import ExitRecord, Supervisor, place_of
 
 from tests.support import bundle as bundles
 from tests.support.leaks import Leaks, lives
-from tests.support.shims import Host, reader_of, running_host
+from tests.support.shims import Host, reader_of, running_host, until
 
 
 @pytest.fixture
@@ -272,3 +274,26 @@ async def test_an_exit_is_heard_by_a_copy_that_comes_to_know_the_container_only_
             await asyncio.sleep(0.02)
     await other.close()
     await host.restart()
+
+
+async def test_an_operation_of_a_later_version_is_unimplemented_and_harms_nobody(host: Host) -> None:
+    pid = await host.run("older", ["sleep", "60"])
+    with pytest.raises(Unimplemented, match="hibernate"):
+        await host.supervisor._ask("test", "older", {"op": "hibernate"})
+    assert (await host.supervisor.state("test", "older"))["pid"] == pid
+
+
+async def test_a_service_of_an_earlier_version_is_understood(host: Host) -> None:
+    id, place = "younger", place_of("test", "younger")
+    bundle = bundles.bundle(host.directory / "bundles" / id, bundles.spec(["sh", "-c", "exit 6"]))
+    rootfs = [mount.model_dump() for mount in bundles.bind(host.rootfs)]
+    asked = {
+        "op": "create", "n": 1, "place": place, "namespace": "test", "id": id, "bundle": str(bundle),
+        "runtime": shutil.which("runc"), "runtime_root": str(host.state / "oci/test"), "rootfs": rootfs,
+        "stdio": Stdio().model_dump(), "request_id": "r",
+    }  # fmt: skip  # without what has been added since
+    with closing(protocol.connect(str(host.state), protocol.SHIM_SOCKET)) as connection:
+        connection.sendall(protocol.encode(asked))
+        await until((host.state / "shims" / place / protocol.INIT).exists)
+        await host.supervisor.start_task("test", id)
+        assert (await host.exit_of(id)).exit_status == 6
