@@ -6,7 +6,7 @@ import asyncio
 import copy
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,10 @@ class Host:
     def processes(self, id: str) -> list[str]:
         """The names of the shim's own processes: the reaper's, and its worker's where there is one."""
         reaper = psutil.Process(self.shim_pid(id))
-        names = [reaper.name(), *(child.name() for child in reaper.children())]
+        names = [reaper.name()]
+        for child in reaper.children():
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                names.append(child.name())
         return sorted(name for name in names if name.startswith("shoal-"))
 
     async def idle(self, id: str) -> None:
