@@ -13,7 +13,7 @@ import psutil
 import pytest
 from shoal_bus.errors import Internal
 from shoal_bus.types import Stdio
-from shoal_runtime.shim import mounts
+from shoal_runtime.shim import mounts, protocol
 from shoal_runtime.supervisor import place_of
 
 from tests.support.leaks import Leaks, lives
@@ -185,6 +185,21 @@ async def test_a_connection_without_a_request_leaves_no_shim(host: Host) -> None
     await until(lambda: len(psutil.Process(_zygote(host)).children()) == before)
     await host.run("works", ["true"])
     assert (await host.exit_of("works")).exit_status == 0
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_a_first_request_may_take_its_time(asks: bool, host: Host) -> None:
+    before = len(psutil.Process(_zygote(host)).children())
+    reader, writer = await asyncio.open_unix_connection(str(host.state / "new.sock"))
+    await asyncio.sleep(2.5)  # longer than a worker waits for work
+    assert len(psutil.Process(_zygote(host)).children()) == before + 1
+    if asks:
+        writer.write(protocol.encode({"op": "state", "n": 1}))
+        (answer,) = protocol.Decoder().feed(await reader.read())
+        assert answer["error"]["code"] == "UNIMPLEMENTED"
+    writer.close()
+    await writer.wait_closed()
+    await until(lambda: len(psutil.Process(_zygote(host)).children()) == before)
 
 
 def _zygote(host: Host) -> int:

@@ -110,6 +110,8 @@ class Shim:
             self._listen(state["group"], _socket.socket(fileno=fds[state["listener"]]))
 
     def _hand_over(self) -> None:
+        if not self._containers:
+            return  # the first one is still to be asked for, by somebody who takes their time
         handover = Handover()
         containers = [container.leave_to(handover) for container in self._containers]
         if None in containers:
