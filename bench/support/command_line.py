@@ -5,24 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from bench.support.effort import Effort
 from bench.support.figures import Row, compare
 from bench.support.lifecycle import new_id
+from bench.support.shoal import BINARY, installed
 from bench.support.world import World
 
 RUN, VERSION_MS = 1.0, 100.0
 """The budget: `shoal run --rm` no slower than `ctr run --rm`, and how long `shoal version` may take."""
-_BINARY = Path(__file__).resolve().parents[2] / "bin/shoal"
-
-
-def shoal_command() -> list[str]:
-    """`bin/shoal`, as `make binaries` builds it, or the tree's own code where it hasn't."""
-    return [str(_BINARY)] if _BINARY.exists() else [sys.executable, "-I", "-m", "shoal_cli"]
 
 
 async def measure(world: World, effort: Effort) -> list[Row]:
@@ -35,9 +28,9 @@ def _measure(world: World, effort: Effort) -> list[Row]:
     ctr = ["ctr", "--address", str(daemon.address), "--namespace", mark]
     # The default seccomp profile, which shoal gives each container, ctr gives where it is asked to.
     options = ["--rm", "--runc-root", str(daemon.state / "oci"), "--seccomp"]
-    shoal = shoal_command()
+    shoal = installed()
     environment = world.shoal.node.environment | {"SHOAL_NAMESPACE": mark}
-    note = "" if shoal[0] == str(_BINARY) else "shoal by `python -m shoal_cli`: `make binaries` hasn't run"
+    note = "" if shoal[0] == str(BINARY) else "shoal by `python -m shoal_cli`: `make binaries` hasn't run"
     count = max(5, effort.samples // 10)
 
     def of(*commands: Callable[[], list[str]]) -> list[list[float]]:

@@ -25,7 +25,13 @@ from shoal_bus.events import Event
 from bench.support.side import Exited, Side
 
 NODE = "bench"
+BINARY = Path(__file__).resolve().parents[2] / "bin/shoal"
 _START_SECONDS, _STOP_SECONDS = 60.0, 60.0
+
+
+def installed() -> list[str]:
+    """`bin/shoal`, as `make binaries` builds it, or the tree's own code where it hasn't."""
+    return [str(BINARY)] if BINARY.exists() else [sys.executable, "-I", "-m", "shoal_cli"]
 
 
 class Node:
@@ -50,7 +56,7 @@ class Node:
     def start(self) -> None:
         for directory in (self.root, self.state):
             directory.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-I", "-m", "shoal_cli", "up", "--node", NODE, "--stop-containers"]
+        command = [*installed(), "up", "--node", NODE, "--stop-containers"]
         command += ["--root", str(self.root), "--state", str(self.state)]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(

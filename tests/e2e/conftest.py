@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from shoal_cli.commandserver.client import OFF
 
 from tests.e2e.shoal import Shoal, unique
 from tests.support import images
@@ -41,6 +42,15 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shoal]:
         shoal.up()
         yield shoal
     leaks.check()
+
+
+@pytest.fixture(params=["the node's", "its own"])
+def in_either_process(node: Shoal, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Commands run in a fork of the node's process, as they do where there is a node, and then in their own."""
+    if request.param == "its own":
+        node.environment[OFF] = "1"
+    yield
+    node.environment.pop(OFF, None)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import termios
 import time
+from collections.abc import Sequence
 from typing import Any, Self
 
 from tests.e2e.shoal import COMMAND, Shoal
@@ -23,7 +24,15 @@ Modes = list[Any]
 class Terminal:
     """A pseudo-terminal with one command on it, as it would be in a window: resized, typed at, hung up."""
 
-    def __init__(self, node: Shoal, *arguments: str, rows: int = 24, columns: int = 80, **options: Any) -> None:
+    def __init__(
+        self,
+        node: Shoal,
+        *arguments: str,
+        rows: int = 24,
+        columns: int = 80,
+        command: Sequence[str] = COMMAND,
+        **options: Any,
+    ) -> None:
         self.shown = b""
         """All that has appeared so far."""
         self._seen = 0
@@ -32,7 +41,7 @@ class Terminal:
         self.before = self.modes
         streams = {"stdin": self._slave, "stdout": self._slave, "stderr": self._slave} | options
         # It leads a session whose controlling terminal this is, and so hears of its resizing and hanging up.
-        self.process = subprocess.Popen(["setsid", "--ctty", *COMMAND, *arguments], env=node.environment, **streams)
+        self.process = subprocess.Popen(["setsid", "--ctty", *command, *arguments], env=node.environment, **streams)
 
     def __enter__(self) -> Self:
         return self

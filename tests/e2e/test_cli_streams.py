@@ -19,6 +19,8 @@ import pytest
 
 from tests.e2e.shoal import COMMAND, Shoal, eventually, refused, unique
 
+pytestmark = pytest.mark.usefixtures("in_either_process")
+
 MUCH = 100 << 20
 
 

@@ -14,6 +14,8 @@ import pytest
 from tests.e2e.shoal import Shoal, eventually, refused, unique
 from tests.e2e.terminal import Terminal
 
+pytestmark = pytest.mark.usefixtures("in_either_process")
+
 LEAVE = b"\x10\x11"  # ctrl-p, ctrl-q
 SIZES = (
     "stty size; trap 'stty size' WINCH; trap 'echo interrupted; exit 7' INT; echo ready; while :; do sleep 0.05; done"

@@ -20,6 +20,7 @@ from shoal_bus.errors import PermissionDenied, ShoalError
 from shoal_bus.node import DEFAULT_ROOT, DEFAULT_STATE, NODE_FILE, Node, default_name, parse_url
 from shoal_bus.subjects import check_node
 
+from shoal_cli.commandserver import server as commandserver
 from shoal_cli.stopping import release_restarts, stop_containers
 from shoal_cli.up.bus import READY, EmbeddedBus
 from shoal_cli.up.child import Child
@@ -86,6 +87,7 @@ class _NodeUp:
             stack.push_async_callback(self._stop_services)
             for child in self._services.values():
                 child.start()
+            stack.enter_context(commandserver.serving(self.node.state))
             for child in self._services.values():
                 if not await self._unless_stopped(child.ready(START_SECONDS)):
                     return

@@ -1,0 +1,173 @@
+"""The node's side: forks a command for each caller, out of a process that has the whole command line loaded."""
+
+from __future__ import annotations
+
+import _socket
+import asyncio
+import ctypes
+import fcntl
+import gc
+import importlib
+import os
+import pkgutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO, cast
+
+import shoal_cli
+from shoal_cli.commandserver import caller, protocol
+
+REQUEST_SECONDS = 5.0
+"""How long a caller may take to say what it wants."""
+_KEPT_OPEN, _MOST_FDS = 3, 1 << 20
+_PR_SET_NAME = 15
+
+
+@contextmanager
+def serving(state: Path) -> Iterator[None]:
+    """Takes commands at a state directory while the block lasts; what was begun goes on after it."""
+    loop = asyncio.get_running_loop()
+    stamps = _load()
+    listener = protocol.listen(str(state))
+    loop.add_reader(listener.fileno(), _accept, listener, stamps)
+    try:
+        yield
+    finally:
+        loop.remove_reader(listener.fileno())
+        listener.close()
+        (state / protocol.SOCKET).unlink(missing_ok=True)
+
+
+def _load() -> dict[str, int]:
+    """Loads every command; when each of our files was changed, by its path."""
+    for module in pkgutil.walk_packages(shoal_cli.__path__, f"{shoal_cli.__name__}."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
+    from shoal_cli.app import command
+
+    command()
+    gc.collect()
+    gc.freeze()  # a collector that looked at it would have every command copy its pages
+    files = [getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("shoal_")]
+    return {file: Path(file).stat().st_mtime_ns for file in files if file}
+
+
+def _accept(listener: _socket.socket, stamps: dict[str, int]) -> None:
+    try:
+        fd, _address = listener._accept()  # type: ignore[attr-defined]
+    except (BlockingIOError, ConnectionAbortedError):
+        return
+    try:
+        pid = os.fork()
+    except OSError:  # no room for one more: it is run where it was called
+        os.close(fd)
+        return
+    if not pid:
+        try:
+            _command(fd, stamps)
+        finally:
+            os._exit(1)
+    os.close(fd)
+    loop = asyncio.get_running_loop()
+    pidfd = os.pidfd_open(pid)
+    loop.add_reader(pidfd, _reap, loop, pidfd)
+
+
+def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
+    loop.remove_reader(pidfd)
+    os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    os.close(pidfd)
+
+
+def _command(fd: int, stamps: dict[str, int]) -> None:
+    """This fork becomes the command that is asked for on `fd`, and never returns."""
+    signal.set_wakeup_fd(-1)
+    asyncio._set_running_loop(None)
+    gc.freeze()  # what is the node's is never let go of: its descriptors' numbers are others' from here on
+    os.closerange(_KEPT_OPEN, fd)
+    os.closerange(fd + 1, _MOST_FDS)
+    sock = _socket.socket(fileno=fd)
+    pid, uid = protocol.peer(sock)
+    if uid != 0:
+        os._exit(1)
+    sock.settimeout(REQUEST_SECONDS)
+    try:
+        size, fds = protocol.receive_fds(sock, protocol.LENGTH.size, protocol.FDS)
+        (length,) = protocol.LENGTH.unpack(size)
+        if len(fds) != protocol.FDS or length > protocol.MAX_REQUEST:
+            raise ValueError("this is no request")
+        identity, arguments, environment = protocol.decode(protocol.receive(sock, length))
+        caller.become(pid)
+        _take_over(fds, environment)
+        if identity != protocol.identity() or not _unchanged(stamps):
+            raise caller.Different("the code")
+        sock.settimeout(None)
+        _die_with(sock)
+        protocol.send_fds(sock, protocol.ACCEPTED, [os.pidfd_open(os.getpid())])
+    except (OSError, EOFError, ValueError, caller.Different):
+        with suppress(OSError):
+            sock.send(protocol.REFUSED)
+        os._exit(1)
+    code = _run(arguments)
+    with suppress(OSError):
+        sock.send(bytes([code & 0xFF]))
+    os._exit(0)
+
+
+def _unchanged(stamps: dict[str, int]) -> bool:
+    """Whether our code is what was loaded: an upgrade's commands aren't run by the code from before it."""
+    try:
+        return all(Path(file).stat().st_mtime_ns == stamp for file, stamp in stamps.items())
+    except FileNotFoundError:
+        return False
+
+
+def _take_over(fds: list[int], environment: dict[bytes, bytes]) -> None:
+    """The caller's streams, working directory and environment are ours."""
+    *streams, directory = fds
+    os.environb.clear()
+    os.environb.update(environment)
+    time.tzset()
+    os.fchdir(directory)
+    os.close(directory)
+    for number, fd in enumerate(streams):
+        os.dup2(fd, number)
+        os.close(fd)
+    # With the encoding that they have in this process: a caller's that reads and writes another is refused.
+    encoding, errors = sys.stdin.encoding, sys.stdin.errors
+    lines = 1 if os.isatty(1) else -1
+    sys.stdin = _open(0, "r", -1, encoding, errors)
+    sys.stdout = _open(1, "w", lines, encoding, errors)
+    sys.stderr = _open(2, "w", 1, encoding, sys.stderr.errors)
+
+
+def _open(fd: int, mode: str, buffering: int, encoding: str, errors: str | None) -> TextIO:
+    return cast(TextIO, open(fd, mode, buffering, encoding, errors, closefd=False))
+
+
+def _die_with(sock: _socket.socket) -> None:
+    """From now on the kernel kills us when whoever is at the other end has gone (fcntl(2), O_ASYNC)."""
+    fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(sock, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(sock, fcntl.F_SETFL, fcntl.fcntl(sock, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _run(arguments: list[str]) -> int:
+    from shoal_cli.app import run
+
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, b"shoal", 0, 0, 0)
+    sys.argv = ["shoal", *arguments]
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except BaseException:  # noqa: BLE001 (as the interpreter does with what nobody has caught)
+        traceback.print_exc()
+        code = 1
+    return code
