@@ -30,7 +30,7 @@ def _measure(world: World, effort: Effort) -> list[Row]:
     options = ["--rm", "--runc-root", str(daemon.state / "oci"), "--seccomp"]
     shoal = installed()
     environment = world.shoal.node.environment | {"SHOAL_NAMESPACE": mark}
-    note = "" if shoal[0] == str(BINARY) else "shoal by `python -m shoal_cli`: `make binaries` hasn't run"
+    note = "" if shoal[0] == str(BINARY) else "shoal by `python -m shoal_cli`: run `make binaries` first"
     count = max(5, effort.samples // 10)
 
     def of(*commands: Callable[[], list[str]]) -> list[list[float]]:

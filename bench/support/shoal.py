@@ -25,13 +25,19 @@ from shoal_bus.events import Event
 from bench.support.side import Exited, Side
 
 NODE = "bench"
-BINARY = Path(__file__).resolve().parents[2] / "bin/shoal"
+TREE = Path(__file__).resolve().parents[2]
+BINARY = TREE / "bin/shoal"
 _START_SECONDS, _STOP_SECONDS = 60.0, 60.0
 
 
 def installed() -> list[str]:
-    """`bin/shoal`, as `make binaries` builds it, or the tree's own code where it hasn't."""
-    return [str(BINARY)] if BINARY.exists() else [sys.executable, "-I", "-m", "shoal_cli"]
+    """`bin/shoal`, as `make binaries` builds it, or the tree's own code where it hasn't since that was changed."""
+    if BINARY.exists():
+        built = BINARY.stat().st_mtime
+        sources = (file for name in ("bus", "cli", "gateway", "services") for file in (TREE / name).glob("**/*.py"))
+        if all(file.stat().st_mtime < built for file in sources):
+            return [str(BINARY)]
+    return [sys.executable, "-I", "-m", "shoal_cli"]
 
 
 class Node:
