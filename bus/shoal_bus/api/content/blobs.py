@@ -1,0 +1,89 @@
+"""Blobs: what they are, their bytes, and claim checks for who is on the node."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import Field
+
+from shoal_bus.message import Empty, Message, Request
+from shoal_bus.types import Digest, Filter, Labels
+from shoal_bus.verb import StreamVerb, Verb, behaves
+
+
+class BlobRequest(Request):
+    digest: Digest
+
+
+class BlobInfo(Message):
+    """A blob as one namespace sees it: bytes are shared between namespaces, labels and the right to see it aren't."""
+
+    digest: Digest
+    size: int
+    labels: Labels = {}
+    created_at: datetime
+    updated_at: datetime
+
+
+class ListBlobs(Filter, Request):
+    pass
+
+
+class ReadBlob(Request):
+    """A range of a blob; `size` 0 reads to its end."""
+
+    digest: Digest
+    offset: int = Field(default=0, ge=0)
+    size: int = Field(default=0, ge=0)
+
+
+class Chunk(Message):
+    offset: int
+    data: bytes
+
+
+class ClaimBlob(Request):
+    digest: Digest
+    ttl_seconds: float = Field(default=60.0, gt=0, le=3600)
+
+
+class Claim(Message):
+    """A claim check: where the blob lies on this node. It isn't removed before `expires_at`."""
+
+    digest: Digest
+    path: str
+    size: int
+    expires_at: datetime
+
+
+BLOB_INFO = Verb(
+    "content", "blob", "info", BlobRequest, BlobInfo, behaviour=behaves("What is known of a blob.", "NOT_FOUND")
+)
+BLOB_LIST = StreamVerb(
+    "content", "blob", "list", ListBlobs, BlobInfo, behaviour=behaves("Every blob of the namespace.")
+)
+BLOB_READ = StreamVerb(
+    "content",
+    "blob",
+    "read",
+    ReadBlob,
+    Chunk,
+    behaviour=behaves("A blob's bytes, or a range of them.", "NOT_FOUND", "OUT_OF_RANGE"),
+)
+BLOB_CLAIM = Verb(
+    "content",
+    "blob",
+    "claim",
+    ClaimBlob,
+    Claim,
+    behaviour=behaves("The path of a blob on this node, under a temporary lease taken with it.", "NOT_FOUND"),
+)
+BLOB_DELETE = Verb(
+    "content",
+    "blob",
+    "delete",
+    BlobRequest,
+    Empty,
+    mutates=True,
+    behaviour=behaves("Removes a blob from the namespace.", "NOT_FOUND", "FAILED_PRECONDITION"),
+)

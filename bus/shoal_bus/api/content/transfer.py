@@ -1,0 +1,60 @@
+"""Images between this node and elsewhere."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from shoal_bus.api.content.images import Image
+from shoal_bus.message import Message, Request
+from shoal_bus.types import Digest, Labels
+from shoal_bus.verb import OperationVerb, behaves
+
+
+class PullImage(Request):
+    """A pull. `name` is a reference; a short one gets Docker's defaults (`docker.io/library/busybox:latest`)."""
+
+    name: str = Field(min_length=1, max_length=4096)
+    platform: str = ""
+    snapshotter: str = "overlayfs"
+    """Where the layers are unpacked to; empty only fetches."""
+    plain_http: bool = False
+    """Speak HTTP without TLS; loopback registries are spoken to so by themselves."""
+    labels: Labels = {}
+    max_concurrent_downloads: int = Field(default=3, ge=1, le=32)
+
+
+class LayerProgress(Message):
+    digest: Digest
+    size: int
+    offset: int = 0
+    """Bytes that have arrived."""
+    state: Literal["waiting", "downloading", "downloaded", "extracting", "done", "exists"] = "waiting"
+
+
+class PullProgress(Message):
+    state: Literal["resolving", "fetching", "unpacking", "done"] = "resolving"
+    name: str = ""
+    layers: list[LayerProgress] = []
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
+IMAGE_PULL = OperationVerb(
+    "content",
+    "image",
+    "pull",
+    PullImage,
+    Image,
+    PullProgress,
+    behaviour=behaves(
+        "Fetches an image from its registry, verifies and unpacks it.",
+        "NOT_FOUND",
+        "UNAUTHENTICATED",
+        "PERMISSION_DENIED",
+        "DATA_LOSS",
+        "FAILED_PRECONDITION",
+        "RESOURCE_EXHAUSTED",
+    ),
+)
