@@ -17,7 +17,8 @@ from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError, Unimpleme
 from shoal_bus.locks import Locks
 from shoal_bus.types import Stdio
 from shoal_runtime.shim import mounts, protocol
-from shoal_runtime.supervisor import ExitRecord, Supervisor, place_of
+from shoal_runtime.shims import ExitRecord, place_of
+from shoal_runtime.supervisor import Supervisor
 
 from tests.support import bundle as bundles
 from tests.support.leaks import Leaks, lives
