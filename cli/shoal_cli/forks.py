@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TextIO, cast
 
 import setproctitle
@@ -20,14 +21,29 @@ PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 _KEPT_OPEN, _MOST_FDS = 3, 1 << 20
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
+_stamps: dict[str, int] = {}
+"""When each of our files had been changed that is loaded, by its path."""
+
 
 def load(*modules: str) -> None:
     """Loads what forks will want, once for all of them."""
     for module in modules:
         __import__(module)
     setproctitle.getproctitle()  # it finds its place while arguments and environment lie as the kernel put them
+    ours = [found for name, found in sys.modules.items() if name.startswith("shoal_")]
+    for file in (getattr(found, "__file__", None) for found in ours):
+        if file:
+            _stamps.setdefault(file, Path(file).stat().st_mtime_ns)
     gc.collect()
     gc.freeze()  # a collector that looked at it would have every fork copy its pages
+
+
+def is_current() -> bool:
+    """Whether the files are still those that were loaded: what is begun after an upgrade must be no mixture."""
+    try:
+        return all(Path(file).stat().st_mtime_ns == stamp for file, stamp in _stamps.items())
+    except FileNotFoundError:
+        return False
 
 
 def let_go(*kept: int) -> None:

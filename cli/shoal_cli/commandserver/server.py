@@ -27,9 +27,9 @@ REQUEST_SECONDS = 5.0
 def serving(state: Path) -> Iterator[None]:
     """Takes commands at a state directory while the block lasts; what was begun goes on after it."""
     loop = asyncio.get_running_loop()
-    stamps = _load()
+    _load()
     listener = protocol.listen(str(state))
-    loop.add_reader(listener.fileno(), _accept, listener, stamps)
+    loop.add_reader(listener.fileno(), _accept, listener)
     try:
         yield
     finally:
@@ -38,18 +38,16 @@ def serving(state: Path) -> Iterator[None]:
         (state / protocol.SOCKET).unlink(missing_ok=True)
 
 
-def _load() -> dict[str, int]:
-    """Loads every command; when each of our files was changed, by its path."""
+def _load() -> None:
+    """Loads every command."""
     modules = (module.name for module in pkgutil.walk_packages(shoal_cli.__path__, f"{shoal_cli.__name__}."))
     forks.load(*(name for name in modules if not name.endswith(".__main__")))
     from shoal_cli.app import command
 
     command()
-    files = [getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("shoal_")]
-    return {file: Path(file).stat().st_mtime_ns for file in files if file}
 
 
-def _accept(listener: _socket.socket, stamps: dict[str, int]) -> None:
+def _accept(listener: _socket.socket) -> None:
     try:
         fd, _address = listener._accept()  # type: ignore[attr-defined]
     except (BlockingIOError, ConnectionAbortedError):
@@ -61,7 +59,7 @@ def _accept(listener: _socket.socket, stamps: dict[str, int]) -> None:
         return
     if not pid:
         try:
-            _command(fd, stamps)
+            _command(fd)
         finally:
             os._exit(1)
     os.close(fd)
@@ -76,7 +74,7 @@ def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
     os.close(pidfd)
 
 
-def _command(fd: int, stamps: dict[str, int]) -> None:
+def _command(fd: int) -> None:
     """This fork becomes the command that is asked for on `fd`, and never returns."""
     forks.let_go(fd)
     sock = _socket.socket(fileno=fd)
@@ -92,7 +90,7 @@ def _command(fd: int, stamps: dict[str, int]) -> None:
         identity, arguments, environment = protocol.decode(protocol.receive(sock, length))
         caller.become(pid)
         _take_over(fds, environment)
-        if identity != protocol.identity() or not _unchanged(stamps):
+        if identity != protocol.identity() or not forks.is_current():
             raise caller.Different("the code")
         sock.settimeout(None)
         _die_with(sock)
@@ -105,14 +103,6 @@ def _command(fd: int, stamps: dict[str, int]) -> None:
     with suppress(OSError):
         sock.send(bytes([code & 0xFF]))
     os._exit(0)
-
-
-def _unchanged(stamps: dict[str, int]) -> bool:
-    """Whether our code is what was loaded: an upgrade's commands aren't run by the code from before it."""
-    try:
-        return all(Path(file).stat().st_mtime_ns == stamp for file, stamp in stamps.items())
-    except FileNotFoundError:
-        return False
 
 
 def _take_over(fds: list[int], environment: dict[bytes, bytes]) -> None:

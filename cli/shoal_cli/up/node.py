@@ -157,7 +157,10 @@ class _NodeUp:
             "--node", self.node.name, "--root", str(self.node.root), "--state", str(self.node.state),
             "--runtime", self.node.runtime, "--log-level", level, *options.arguments.get(service, ()),
         ]  # fmt: skip
-        return Forked(f"shoal_{service}", arguments, _environment())
+        package = f"shoal_{service}"
+        if not forks.is_current():
+            return started(lambda: [sys.executable, "-I", "-m", package, *arguments], _environment())
+        return Forked(package, arguments, _environment())
 
     def _child(self, name: str, begin: Callable[[], Running]) -> Child:
         return Child(name, begin, self._heard, self._restarts)
