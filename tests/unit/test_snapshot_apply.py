@@ -16,7 +16,7 @@ import zstandard
 from shoal_snapshot.apply.decompress import zstd
 from shoal_snapshot.apply.errors import ApplyError, Corrupt
 from shoal_snapshot.apply.extract import extract
-from shoal_snapshot.apply.stream import LayerStream
+from shoal_snapshot.apply.stream import Blob, LayerStream
 from shoal_snapshot.apply.tar import TarReader
 
 from tests.support import images
@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 def apply(root: Path, entries: Sequence[images.Entry], lowers: Sequence[Path] = ()) -> int:
     tar = images.Layer(entries).tar()
-    return extract(TarReader(iter([tar])), str(root), [str(lower) for lower in lowers])
+    return extract(TarReader(iter([tar])), str(root), [str(lower) for lower in lowers]).entries
 
 
 def code_of(error: pytest.ExceptionInfo[ApplyError]) -> str:
@@ -336,7 +336,9 @@ def test_a_compression_that_nobody_knows_is_refused(tmp_path: Path, root: Path) 
 
 def test_a_blob_that_is_no_file_is_refused(tmp_path: Path, root: Path) -> None:
     digest = images.digest_of(b"")
-    for path, code in ((tmp_path / "nothing", "NOT_FOUND"), (tmp_path, "FAILED_PRECONDITION")):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "file").touch()
+    for path, code in ((tmp_path / name, "NOT_FOUND") for name in ("nothing", "root", "link", "link/x", "../x")):
         with pytest.raises(ApplyError) as error:
             _apply_blob(path, "application/vnd.oci.image.layer.v1.tar", digest, 0, "", root)
         assert code_of(error) == code
@@ -358,7 +360,8 @@ def test_every_end_of_a_zstd_stream_that_is_no_frames_end_is_told() -> None:
 
 
 def _apply_blob(path: Path, media_type: str, digest: str, size: int, diff_id: str, root: Path) -> None:
-    with LayerStream(str(path), media_type, digest, size, diff_id) as layer:
+    blob = Blob(str(path.parent), path.name, media_type, digest, size)
+    with LayerStream(blob, diff_id) as layer:
         extract(TarReader(layer.chunks()), str(root))
         layer.verify(diff_id)
 
