@@ -41,7 +41,7 @@ LINKED: dict[str, Sequence[images.Entry]] = {
 }
 
 BEYOND_UMOCI = {"a file below becomes a directory", "a link of a link below"}
-"""It refuses the one; and of the other it has three hard links, where overlayfs's copying up parts two from the third."""
+"""It refuses the one; of the other it has three hard links, where copying up in overlayfs parts two from the third."""
 
 
 @pytest.fixture

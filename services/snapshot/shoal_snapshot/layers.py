@@ -17,8 +17,8 @@ from shoal_bus.types import Descriptor, Mount
 
 from shoal_snapshot import disk
 from shoal_snapshot.apply.directories import attach
-from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver
-from shoal_snapshot.apply.pool import Pool, Starved
+from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver, Starved
+from shoal_snapshot.apply.pool import Pool
 from shoal_snapshot.apply.stream import hash_blob
 from shoal_snapshot.apply.worker import Done, Job
 from shoal_snapshot.records import Snapshot
@@ -36,10 +36,11 @@ PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
 class Layers:
     """What is done with layers in one snapshotter."""
 
-    def __init__(self, snapshots: Snapshots, pool: Pool, content: Path) -> None:
-        """Blobs lie below `content`, the content service's own directory; no other path is looked at."""
+    def __init__(self, snapshots: Snapshots, pool: Pool, content: Path, memory: Path) -> None:
+        """Blobs lie below `content`, the content service's own directory; no other path is looked at. `memory` is a
+        directory of this service that those workers lock one at a time that need much of it."""
         self._snapshots, self._records, self._db = snapshots, snapshots.records, snapshots.db
-        self._pool, self._content = pool, content
+        self._pool, self._content, self._memory = pool, content, memory
         self._syncs = _Syncs()
         self._awaited: dict[tuple[str, str], asyncio.Event] = {}
         """Parents that layers wait for."""
@@ -227,7 +228,7 @@ class Layers:
         return Job(
             base=base, path=path, media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size,
             root=str(self._snapshots.snapshotter.layer(snapshot.id)), lowers=self._snapshots.lowers_of(snapshot),
-            diff_id=diff_id, growing=growing,
+            diff_id=diff_id, growing=growing, memory=str(self._memory),
         )  # fmt: skip
 
     async def _extract(self, ctx: Context, request: UnpackLayer | ApplyLayer, job: Job) -> Done:

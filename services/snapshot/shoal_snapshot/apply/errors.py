@@ -33,6 +33,10 @@ class NeedsParent(Exception):
     """What the layers below hold decides how this one comes out: it has to be unpacked on top of them."""
 
 
+class Starved(Exception):
+    """The blob comes too slowly for a worker, or for the memory it takes, to be kept waiting for it."""
+
+
 class StartedOver(Exception):
     """The file that was being followed has been replaced by another: its first bytes were wrong."""
 

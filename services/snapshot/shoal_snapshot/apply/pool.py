@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 from shoal_bus.errors import Internal, from_wire
 
-from shoal_snapshot.apply.errors import NeedsParent, StartedOver
+from shoal_snapshot.apply.errors import NeedsParent, StartedOver, Starved
 from shoal_snapshot.apply.worker import Done, Job
 
 log = structlog.get_logger(__name__)
@@ -33,16 +33,12 @@ IDLE_SECONDS = 10.0
 _MOST_WORKERS = 4
 _LONGEST_LINE = 1 << 25  # with the directories that a layer implies
 _ATTEMPTS = 3
-_AGAIN: dict[str, type[Exception]] = {"NeedsParent": NeedsParent, "StartedOver": StartedOver}
+_AGAIN: dict[str, type[Exception]] = {one.__name__: one for one in (NeedsParent, StartedOver, Starved)}
 
 
 def workers_wanted() -> int:
     """How many layers are extracted at once: one for each processor, 2 or 3."""
     return min(_MOST_WORKERS - 1, max(2, len(os.sched_getaffinity(0))))
-
-
-class Starved(Exception):
-    """The blob comes too slowly for a worker to be kept waiting for it."""
 
 
 class Pool:

@@ -9,6 +9,7 @@ All the heavy work there releases the interpreter's lock, so that it runs beside
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import queue
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from shoal_snapshot.apply.decompress import decompressor_of
-from shoal_snapshot.apply.errors import ApplyError, Corrupt, StartedOver
+from shoal_snapshot.apply.errors import ApplyError, Corrupt, StartedOver, Starved
 from shoal_snapshot.syscalls import open_beneath
 
 MAX_LAYER_BYTES = 1 << 40
@@ -30,6 +31,8 @@ BOMB_BYTES, BOMB_RATIO = 1 << 34, 1100
 What is written is bounded by the disk besides, which is RESOURCE_EXHAUSTED, too."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 _LOOK_SECONDS = 0.1
+_PLAIN_MEMORY = 8 << 20
+"""What every decompressor may use (RFC 8878 has all support such windows); for more, one at a time."""
 _AHEAD = 4
 
 
@@ -80,8 +83,9 @@ def identity_of(fd: int) -> tuple[int, int]:
 class Source:
     """The bytes of a blob as they come: hashed, or (of one that grows) waited for."""
 
-    def __init__(self, blob: Blob, stopped: threading.Event) -> None:
+    def __init__(self, blob: Blob, stopped: threading.Event, memory: str = "") -> None:
         self._blob, self._stopped = blob, stopped
+        self._memory, self._memory_fd = memory, -1
         self.fd = blob.open()
         os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         self.identity = identity_of(self.fd)
@@ -107,6 +111,27 @@ class Source:
             self.hash.update(data)
         self.offset += len(data)
         return data
+
+    def close(self) -> None:
+        """Closes the file, and lets others have the memory."""
+        os.close(self.fd)
+        if self._memory_fd >= 0:
+            os.close(self._memory_fd)
+
+    def reserve(self, size: int, /) -> None:
+        """Waits until so much memory may be used. Starved while not all of the blob is there to use it for."""
+        if size <= _PLAIN_MEMORY or not self._memory or self._memory_fd >= 0:
+            return
+        if self._blob.growing and os.fstat(self.fd).st_size < self._blob.size:
+            raise Starved
+        self._memory_fd = os.open(self._memory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        while True:
+            try:
+                fcntl.flock(self._memory_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if self._stopped.wait(_LONGEST_PAUSE):
+                    raise ApplyError(f"blob {self._blob.digest}: is no longer wanted", code="ABORTED") from None
 
     def _wait(self, size: int) -> None:
         """Returns when the file has so many bytes."""
@@ -135,11 +160,11 @@ class LayerStream:
     that grows, ABORTED when its writer has given up, and StartedOver.
     """
 
-    def __init__(self, blob: Blob, diff_id: str = "") -> None:
+    def __init__(self, blob: Blob, diff_id: str = "", memory: str = "") -> None:
         self._blob, self._digest, self._size = blob, blob.digest, blob.size
         self._limit = min(MAX_LAYER_BYTES, max(BOMB_BYTES, BOMB_RATIO * blob.size))
         self._stop = threading.Event()
-        self._source = Source(blob, self._stop)
+        self._source = Source(blob, self._stop, memory)
         self._diff = hashlib.new(diff_id.partition(":")[0] or "sha256")
         self._diff_name = diff_id.partition(":")[0] or "sha256"
         self._queue: queue.Queue[Any] = queue.Queue(_AHEAD)
@@ -158,7 +183,7 @@ class LayerStream:
                 self._queue.get_nowait()
             except queue.Empty:
                 self._thread.join(0.01)
-        os.close(self._source.fd)
+        self._source.close()
 
     @property
     def identity(self) -> tuple[int, int]:

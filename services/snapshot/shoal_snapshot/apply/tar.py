@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from shoal_snapshot.apply.errors import Corrupt, Unacceptable, shown
 
@@ -285,6 +286,7 @@ def _sparse(name: bytes) -> Unacceptable:
     )
 
 
+@lru_cache(2048)  # one archive's modes, owners and times are few
 def _number(raw: bytes) -> int:
     """An octal field, or GNU's base-256 one (first bit set; two's complement)."""
     if raw[0] & 0x80:

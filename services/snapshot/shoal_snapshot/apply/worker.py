@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shoal_snapshot import disk
-from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver, of_os_error
+from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver, Starved, of_os_error
 from shoal_snapshot.apply.extract import extract
 from shoal_snapshot.apply.stream import Blob, LayerStream
 from shoal_snapshot.apply.tar import TarReader
@@ -43,6 +43,8 @@ class Job:
     root: str
     lowers: list[str] = field(default_factory=list)
     """The layers below, the highest first."""
+    memory: str = ""
+    """A directory that whoever needs much memory locks meanwhile, so that only one does."""
     detached: bool = False
     """There are layers below, but nobody knows them yet."""
     diff_id: str = ""
@@ -84,9 +86,9 @@ class _Output:
 
 
 def apply(job: Job, output: _Output) -> Done:
-    """Carries one job out. What was written stays when it raises ApplyError, OSError, NeedsParent or StartedOver."""
+    """Carries one job out. What was written stays when it raises: ApplyError, OSError, or what `again` is said of."""
     stop = threading.Event()
-    with disk.locked(job.root), LayerStream(job.blob, job.diff_id) as layer:
+    with disk.locked(job.root), LayerStream(job.blob, job.diff_id, job.memory) as layer:
 
         def report() -> None:
             told, starved = 0, False
@@ -127,7 +129,7 @@ def main() -> None:
         job = Job(**json.loads(line))
         try:
             output.say({"done": asdict(apply(job, output))})
-        except (NeedsParent, StartedOver) as reason:
+        except (NeedsParent, StartedOver, Starved) as reason:
             output.say({"again": type(reason).__name__})
         except (ApplyError, OSError, MemoryError) as error:
             told = _told(error, job)
