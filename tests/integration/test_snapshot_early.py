@@ -11,21 +11,27 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from shoal_bus.api import snapshot as api
 from shoal_bus.client import Client
 from shoal_bus.connection import Connection
+from shoal_bus.database import Database
 from shoal_bus.errors import Aborted, Cancelled, FailedPrecondition, ShoalError
 from shoal_bus.types import Descriptor
+from shoal_snapshot.apply.pool import Pool
+from shoal_snapshot.layers import Layers
+from shoal_snapshot.overlayfs import Overlayfs
+from shoal_snapshot.records import MIGRATIONS
+from shoal_snapshot.snapshots import Snapshots
 
 from tests.integration.test_snapshot_umoci import BASE, CHANGES, TIME, save, umoci
 from tests.support import images
 from tests.support.images import Layer, directory, entry, file, hardlink, opaque, symlink, whiteout
 from tests.support.natsd import NatsServer
 from tests.support.node import TestNode
-from tests.support.snapshotter_suite import listing, mounted
+from tests.support.snapshotter_suite import context, listing, mounted
 
 LINKED: dict[str, Sequence[images.Entry]] = {
     "through a link below": [file("bin/new", b"is in usr/bin", **TIME), whiteout("bin/su")],
@@ -338,3 +344,42 @@ async def test_a_kill_in_the_middle_begins_early_layers_anew(node: TestNode, cli
             await asyncio.gather(*waiting)
         assert await tree(client, f"k{number}-2", tmp_path) == expected
     await nothing_is_left(node, client, committed=12)
+
+
+class OneByOne(Overlayfs):
+    """A snapshotter whose layers need those below them."""
+
+    parallel = False
+
+
+async def test_where_layers_need_those_below_they_wait_for_them(tmp_path: Path) -> None:
+    node = TestNode(tmp_path, cast(Any, None))
+    content, place = node.root / "content", tmp_path / "snapshots"
+    image = image_of(BASE, CHANGES["implied"], CHANGES["whiteouts"])
+    database = Database(tmp_path / "metadata.db", "test", MIGRATIONS, service="snapshot")
+    content.mkdir(parents=True)
+    snapshots, pool = Snapshots(database, OneByOne(place)), Pool()
+    layers = Layers(snapshots, pool, content, tmp_path)
+    comings = [Coming(node, image, number) for number in range(3)]
+    try:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            for number in (2, 1, 0):
+                request = comings[number].request(
+                    f"l{number}", f"l{number - 1}" if number else "", image.diff_ids[number]
+                )
+                group.create_task(layers.unpack(context(), request))
+                comings[number].write(comings[number].data[:100])
+                await asyncio.sleep(0.2)
+                assert len(snapshots.records.all()) == (not number)
+            for coming in comings:
+                coming.write(coming.data[100:])
+                coming.placed()
+        assert {one.key: one.parent for one in snapshots.records.all()} == {"l0": "", "l1": "l0", "l2": "l1"}
+        mounts = (await snapshots.view(context(), api.PrepareSnapshot(key="look", parent="l2"))).mounts
+        with mounted(mounts, tmp_path) as root:
+            assert (root / "var/cache/new").stat().st_size
+            assert not (root / "etc/passwd").exists()
+    finally:
+        await pool.close()
+        await snapshots.settled()
+        database.close()

@@ -538,7 +538,7 @@ os.umask(0)
 directories._MAX_KNOWN_BYTES = directories._MAX_PENDING_BYTES = int(sys.argv[2])
 
 def entries():
-    for n in range(12_000):
+    for n in range(8_000):
         path = f"{n % 100}/{'n' * 100}{n}"
         for name, kind in ((path, tarfile.DIRTYPE), (f"{path}/../{n}", tarfile.REGTYPE)):
             info = tarfile.TarInfo(name)
@@ -550,7 +550,7 @@ def peak():
 
 before = peak()
 extract(TarReader(entries()), sys.argv[1])
-assert disk.usage(sys.argv[1])[1] == 24_101
+assert disk.usage(sys.argv[1])[1] == 16_101
 print(peak() - before)
 """
 
@@ -559,9 +559,9 @@ print(peak() - before)
         command = [sys.executable, "-c", script, str(place), str(bound)]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    bounded, unbounded = grown(1 << 18, root / "bounded"), grown(1 << 40, root / "unbounded")
-    assert 4 * bounded < unbounded
-    for number in (0, 77, 11_999):
+    bounded, unbounded = grown(1 << 17, root / "bounded"), grown(1 << 40, root / "unbounded")
+    assert 3 * bounded < unbounded
+    for number in (0, 77, 7_999):
         status = (root / "bounded" / str(number % 100) / f"{'n' * 100}{number}").stat()
         assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o2711, number)
 

@@ -24,7 +24,7 @@ from shoal_snapshot.apply.worker import Done, Job
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
 from shoal_snapshot.syscalls import syncfs
-from shoal_snapshot.together import gather, in_thread
+from shoal_snapshot.together import gather, in_thread, to_its_end
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -131,7 +131,7 @@ class Layers:
         try:
             yield
         except BaseException:
-            await self._snapshots.abandon(snapshot)
+            await to_its_end(self._snapshots.abandon(snapshot))
             raise
 
     async def _parent(self, ctx: Context, request: UnpackLayer) -> Snapshot:
@@ -190,7 +190,7 @@ class Layers:
                 tx.execute("DELETE FROM applies WHERE request_id = ?", (ctx.id,))
                 ctx.answer(tx, applied)
         except BaseException:
-            await self.undo_apply(ctx, request)
+            await to_its_end(self.undo_apply(ctx, request))
             raise
         return applied
 

@@ -21,14 +21,19 @@ async def gather(*works: Coroutine[Any, Any, Any]) -> list[Any]:
     return [task.result() for task in tasks]
 
 
-async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """A function in a thread; one that is cancelled is waited for: a thread can't be stopped."""
-    working = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What it comes to: it goes on to its end also if this is cancelled, as what undoes something must."""
+    working = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         await asyncio.wait({working})
         raise
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """A function in a thread; one that is cancelled is waited for: a thread can't be stopped."""
+    return await to_its_end(asyncio.to_thread(function, *args, **kwargs))
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
