@@ -61,7 +61,8 @@ def client(node: TestNode, connection: Connection) -> Client:
 
 def stored(node: TestNode) -> dict[str, list[str]]:
     root = node.root / "content"
-    return {part: sorted(p.name for p in (root / part).rglob("*") if p.is_file()) for part in ("blobs", "ingests")}
+    parts = ("blobs", "ingests", "following")
+    return {part: sorted(p.name for p in (root / part).rglob("*") if p.is_file()) for part in parts}
 
 
 async def state(client: Client, node: TestNode) -> tuple[dict[str, list[str]], set[str], set[str], set[str]]:
@@ -72,7 +73,8 @@ async def state(client: Client, node: TestNode) -> tuple[dict[str, list[str]], s
     return stored(node), blobs, snapshots, images
 
 
-EMPTY = {"blobs": [], "ingests": []}, set[str](), set[str](), set[str]()
+NOTHING: dict[str, list[str]] = {"blobs": [], "ingests": [], "following": []}
+EMPTY = NOTHING, set[str](), set[str](), set[str]()
 
 
 async def check_events(connection: Connection, whole: int) -> None:
@@ -119,6 +121,36 @@ async def test_pull_is_finished_by_the_next_copy_wherever_the_first_is_killed(
         assert await state(client, node) == EMPTY, f"after kill number {number}"
     await asyncio.sleep(0.5)
     await check_events(connection, rounds + 1)
+
+
+@pytest.mark.timeout(300)
+async def test_a_pull_comes_whole_whichever_of_the_two_services_is_killed(
+    node: TestNode, client: Client, between: Proxy, image: Image
+) -> None:
+    """Layers are unpacked while they come: content dies under its reader, and the reader under content."""
+    between.pause = 0.004
+    name = f"{between.host}/app:latest"
+    request = content.PullImage(name=name)
+    began = asyncio.get_running_loop().time()
+    await client.operate(content.IMAGE_PULL, request)
+    length = asyncio.get_running_loop().time() - began
+    whole = await state(client, node)
+    await client.call(content.IMAGE_DELETE, content.ImageRequest(name=name))
+    generator = random.Random(SEED + 1)
+    for number in range(12):
+        victims = (["snapshot"], ["content"], ["snapshot", "content"])[number % 3]
+        pulling = asyncio.create_task(client.operate(content.IMAGE_PULL, request, timeout=60, patience=30))
+        await asyncio.sleep(length * generator.random())
+        for victim in victims:
+            node.of(victim).kill()
+        for victim in victims:
+            await asyncio.to_thread(node.of(victim).start)
+        assert (await pulling).target.digest == image.digest
+        assert await state(client, node) == whole, f"after kill number {number} of {victims}"
+        await client.call(content.IMAGE_DELETE, content.ImageRequest(name=name))
+        async with asyncio.timeout(30):
+            while await state(client, node) != EMPTY:
+                await asyncio.sleep(0.1)
 
 
 async def test_killed_download_goes_on_where_it_was(
@@ -208,7 +240,7 @@ async def test_full_disk_is_resource_exhausted_and_leaves_room_for_the_next(
         for _ in range(2):
             with pytest.raises(ResourceExhausted, match="no space left"):
                 await client.operate(content.IMAGE_PULL, content.PullImage(name=large, snapshotter=""))
-            assert stored(node) == {"blobs": [], "ingests": []}
+            assert stored(node) == NOTHING
         await client.operate(content.IMAGE_PULL, content.PullImage(name=fits, snapshotter=""))
         offset = 0
 

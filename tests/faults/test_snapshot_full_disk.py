@@ -31,12 +31,16 @@ def node(tmp_path: Path, natsd: NatsServer) -> Iterator[TestNode]:
         made.truncate(24 * MIB)
     subprocess.run(["mkfs.ext4", "-q", "-N", "4096", "-m", "0", str(disk)], check=True)
     subprocess.run(["mount", "-o", "loop", str(disk), str(root)], check=True)
+    # Blobs are elsewhere, or there would be no room for them.
+    (tmp_path / "content").mkdir()
+    (root / "content").mkdir()
+    subprocess.run(["mount", "--bind", str(tmp_path / "content"), str(root / "content")], check=True)
     try:
         with TestNode(tmp_path, natsd) as started:
             started.start("snapshot")
             yield started
     finally:
-        subprocess.run(["umount", str(root)], check=True)
+        subprocess.run(["umount", str(root / "content"), str(root)], check=True)
 
 
 @pytest.fixture

@@ -235,8 +235,58 @@ async def test_cancelled_pull_leaves_nothing(client: Client, between: Proxy, ima
     raise AssertionError(left(node))
 
 
-async def test_two_pulls_of_one_image_fetch_each_blob_once(client: Client, between: Proxy, image: Image) -> None:
+async def test_pulls_of_one_image_fetch_each_blob_once_in_a_namespace(
+    client: Client, between: Proxy, image: Image, node: TestNode
+) -> None:
     between.pause = 0.002
-    others = [client.with_namespace(name) for name in ("a", "b", "c")]
-    await asyncio.gather(*(pull(one, between.host) for one in others))
-    assert {digest: len(between.blob_requests(digest)) for digest in image.blobs} == dict.fromkeys(image.blobs, 1)
+    target = f"{between.host}/app@{image.digest}"
+    namespaces = [client.with_namespace(name) for name in ("a", "b", "c")]
+    for one in namespaces:
+        name = f"{between.host}/app:latest"
+        requests = [content.PullImage(name=name, snapshotter="") for name in (name, target)]
+        await asyncio.gather(*(one.operate(content.IMAGE_PULL, request) for request in requests))
+    # Each namespace has to come to the bytes itself; they are on disk once.
+    assert {digest: len(between.blob_requests(digest)) for digest in image.blobs} == dict.fromkeys(image.blobs, 3)
+    assert len(left(node)) == len(image.blobs) + 1
+
+
+async def test_a_digest_alone_shows_a_namespace_nothing(
+    client: Client, between: Proxy, registry: Registry, image: Image
+) -> None:
+    """A manifest that names another namespace's blobs, in a registry that hasn't got them."""
+    await pull(client, between.host)
+    secret = image.layers[0]
+
+    async def withhold(request: web.Request) -> web.StreamResponse | None:
+        return web.Response(status=404) if request.path.endswith(secret) else None
+
+    between.hook = withhold
+    thief = client.with_namespace("thief")
+    with pytest.raises(NotFound):
+        await pull(thief, between.host)
+    assert await thief.collect(content.BLOB_LIST, content.ListBlobs()) == []
+    with pytest.raises(NotFound):
+        await thief.collect(content.BLOB_READ, content.ReadBlob(digest=secret))
+
+
+async def test_a_slow_registry_keeps_no_other_namespace_waiting(client: Client, between: Proxy, image: Image) -> None:
+    begun = asyncio.Event()
+
+    async def drip(request: web.Request) -> web.StreamResponse | None:
+        if begun.is_set() or not request.path.endswith(image.layers[0]):
+            return None
+        begun.set()
+        answer = web.StreamResponse(headers={"Content-Length": str(len(image.blobs[image.layers[0]][1]))})
+        await answer.prepare(request)
+        while True:
+            await answer.write(b"x")
+            await asyncio.sleep(0.2)
+
+    between.hook = drip
+    slow = asyncio.create_task(pull(client, between.host))
+    async with asyncio.timeout(20):
+        await begun.wait()
+        await pull(client.with_namespace("other"), between.host)
+    assert not slow.done()
+    slow.cancel()
+    await asyncio.gather(slow, return_exceptions=True)

@@ -115,7 +115,7 @@ async def test_images_are_what_umoci_makes_of_them(node: TestNode, connection: C
         cases = {**{name: [BASE, change] for name, change in CHANGES.items()}, "all": [BASE, *_all()]}
         for number, (name, layers) in enumerate(cases.items()):
             image = images.Image.build([Layer(entries) for entries in layers])  # umoci 0.4 reads gzip alone
-            layout = tmp_path / f"layout-{number}"
+            layout = node.root / "content" / f"layout-{number}"
             save(image, layout)
             expected = listing(umoci(layout, tmp_path / f"bundle-{number}"))
             top = await unpack(client, image, layout / "blobs" / "sha256")

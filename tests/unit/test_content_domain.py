@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from shoal_bus.errors import FailedPrecondition, InvalidArgument, NotFound, ShoalError
 from shoal_bus.types import Descriptor, Platform
 from shoal_content import media, platforms, reference
+from shoal_content.progress import Rate
 from shoal_content.registry import credentials
 from shoal_content.registry.auth import _parameters
 from shoal_content.tree import choose_manifest
@@ -150,3 +151,15 @@ def test_credentials_come_from_dockers_configuration_and_stay_out_of_sight(tmp_p
     assert credentials.find("other.example", path) is None
     path.write_text("not json")
     assert credentials.find("r.example", path) is None
+
+
+def test_the_rate_is_that_of_the_last_seconds() -> None:
+    rate = Rate()
+    assert rate.of(0, 100.0) == 0.0
+    assert rate.of(5_000, 101.0) == 5_000.0
+    for tenth in range(1, 100):
+        rate.of(5_000, 101.0 + tenth / 10)
+    assert rate.of(5_000, 111.0) == 0.0
+    for tenth in range(1, 50):
+        rate.of(5_000 + tenth * 200, 111.0 + tenth / 10)
+    assert rate.of(15_000, 116.0) == pytest.approx(2_000.0, rel=0.2)

@@ -8,15 +8,19 @@ import stat
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import zstandard
+from shoal_snapshot import disk
+from shoal_snapshot.apply import stream
 from shoal_snapshot.apply.decompress import zstd
 from shoal_snapshot.apply.errors import ApplyError, Corrupt
 from shoal_snapshot.apply.extract import extract
-from shoal_snapshot.apply.stream import LayerStream
+from shoal_snapshot.apply.stream import Blob, LayerStream
 from shoal_snapshot.apply.tar import TarReader
 
 from tests.support import images
@@ -51,7 +55,7 @@ def root(tmp_path: Path) -> Path:
 
 def apply(root: Path, entries: Sequence[images.Entry], lowers: Sequence[Path] = ()) -> int:
     tar = images.Layer(entries).tar()
-    return extract(TarReader(iter([tar])), str(root), [str(lower) for lower in lowers])
+    return extract(TarReader(iter([tar])), str(root), [str(lower) for lower in lowers]).entries
 
 
 def code_of(error: pytest.ExceptionInfo[ApplyError]) -> str:
@@ -336,7 +340,9 @@ def test_a_compression_that_nobody_knows_is_refused(tmp_path: Path, root: Path) 
 
 def test_a_blob_that_is_no_file_is_refused(tmp_path: Path, root: Path) -> None:
     digest = images.digest_of(b"")
-    for path, code in ((tmp_path / "nothing", "NOT_FOUND"), (tmp_path, "FAILED_PRECONDITION")):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "file").touch()
+    for path, code in ((tmp_path / name, "NOT_FOUND") for name in ("nothing", "root", "link", "link/x", "../x")):
         with pytest.raises(ApplyError) as error:
             _apply_blob(path, "application/vnd.oci.image.layer.v1.tar", digest, 0, "", root)
         assert code_of(error) == code
@@ -349,16 +355,37 @@ def test_every_end_of_a_zstd_stream_that_is_no_frames_end_is_told() -> None:
     other = writer.compress(data) + writer.flush()
     skippable = (0x184D2A5F).to_bytes(4, "little") + (7).to_bytes(4, "little") + b"ignored"
     stream = one + skippable + other
-    assert b"".join(zstd(io.BytesIO(stream))) == data + data
+    assert b"".join(zstd(Bytes(stream))) == data + data
     ends = {len(one), len(one) + len(skippable), len(stream)}
     for size in range(1, len(stream)):
         if size not in ends:
             with pytest.raises(Corrupt):
-                b"".join(zstd(io.BytesIO(stream[:size])))
+                b"".join(zstd(Bytes(stream[:size])))
+
+
+class Bytes(io.BytesIO):
+    """Compressed bytes, and how much memory was wanted for them."""
+
+    reserved = 0
+
+    def reserve(self, size: int) -> None:
+        self.reserved = max(self.reserved, size)
+
+
+@pytest.mark.parametrize("window", [1 << 20, 1 << 23, 1 << 25])
+@pytest.mark.parametrize("sized", [False, True])
+def test_the_window_of_a_zstd_frame_is_told_before_it_is_needed(window: int, sized: bool) -> None:
+    data = os.urandom(1 << 20) * 40
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=window.bit_length() - 1)
+    made = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=len(data) if sized else -1)
+    source = Bytes(made.compress(data) + made.flush())
+    assert sum(map(len, zstd(source))) == len(data)
+    assert source.reserved == window
 
 
 def _apply_blob(path: Path, media_type: str, digest: str, size: int, diff_id: str, root: Path) -> None:
-    with LayerStream(str(path), media_type, digest, size, diff_id) as layer:
+    blob = Blob(str(path.parent), path.name, media_type, digest, size)
+    with LayerStream(blob, diff_id) as layer:
         extract(TarReader(layer.chunks()), str(root))
         layer.verify(diff_id)
 
@@ -368,3 +395,177 @@ def test_a_worker_loads_nothing_heavy() -> None:
     told = subprocess.run([sys.executable, "-P", "-c", loaded], check=True, capture_output=True, text=True).stdout
     heavy = {"shoal_bus", "pydantic", "nats", "asyncio", "structlog"}
     assert not heavy & {module.partition(".")[0] for module in told.split()}
+
+
+# ------------------------------------------------------------------------------------------------- more hostile layers
+
+
+def test_a_directory_that_is_swapped_for_a_link_meanwhile_leads_nowhere(root: Path, outside: Path) -> None:
+    """Somebody who can write to the layer replaces a directory by a link and back, as fast as he can."""
+    stop = threading.Event()
+    swaps = 0
+
+    def swap() -> None:
+        nonlocal swaps
+        link, aside = root / "link", root / "aside"
+        link.symlink_to(outside)
+        while not stop.is_set():
+            with suppress(OSError):
+                (root / "d").rename(aside)
+                link.rename(root / "d")
+                (root / "d").rename(link)
+                aside.rename(root / "d")
+                swaps += 1
+
+    entries = [directory("d"), *(file(f"d/sub{n % 7}/secret{n}", b"overwritten", 0o4755, uid=3) for n in range(300))]
+    entries += [entry("d/secret", tarfile.CHRTYPE, 0o777, devmajor=1, devminor=3, uid=4), hardlink("d/l", "d/secret")]
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    try:
+        for _ in range(20):
+            with suppress(ApplyError):
+                apply(root, entries)
+    finally:
+        stop.set()
+        swapper.join()
+    assert swaps
+    status = (outside / "secret").stat()
+    assert ((outside / "secret").read_text(), status.st_uid, status.st_nlink) == (SECRET, 0, 1)
+    assert [p.name for p in outside.iterdir()] == ["secret"]
+
+
+@pytest.mark.parametrize("name", [b"new\nline", b"\xff\xfe", b"caf\xe9", b"\x1b[2J", b"\\n", b"a\tb ", b"\xed\xa0\x80"])
+def test_names_are_kept_byte_for_byte(root: Path, name: bytes) -> None:
+    raw = os.fsdecode(name)
+    long = f"{'d' * 90}/{raw}/{'x' * 60}"  # a PAX header, or GNU's long names
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=form, encoding="utf-8", errors="surrogateescape") as tar:
+            for path in (raw, long):
+                tar.addfile(tarfile.TarInfo(path))
+        extract(TarReader(iter([buffer.getvalue()])), str(root))
+        assert sorted(os.fsencode(path.name) for path in root.iterdir()) == sorted([name, b"d" * 90])
+        assert [os.fsencode(path.name) for path in (root / ("d" * 90)).iterdir()] == [name]
+
+
+@pytest.mark.parametrize("target", ["{outside}", "../outside", "here"])
+@pytest.mark.parametrize("below", [False, True])
+def test_a_whiteout_through_a_link_stays_inside(
+    root: Path, outside: Path, tmp_path: Path, target: str, below: bool
+) -> None:
+    lower = tmp_path / "lower"
+    lower.mkdir()
+    link = symlink("link", target.format(outside=outside))
+    apply(lower, [directory("here"), file("here/secret"), *([link] if below else [])])
+    layer = [*([] if below else [link]), whiteout("link/secret"), opaque("link")]
+    apply(root, layer, [lower])
+    assert (outside / "secret").read_text() == SECRET
+    assert os.listxattr(outside) == []
+    if target == "here":
+        assert stat.S_ISCHR(os.lstat(root / "here/secret").st_mode)
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_every_end_but_the_last_is_data_loss(tmp_path: Path, compression: str) -> None:
+    """Each length that a layer may be cut to: as a blob that is too short, and as one that somebody pushed so."""
+    layer = images.Layer([file("a", b"1"), file("b" * 120, b"2" * 600), directory("d")], compression)  # type: ignore[arg-type]
+    path, whole, diff_id = write_blob(tmp_path, layer)
+    data = path.read_bytes()
+    ends = len(data.rstrip(b"\0"))  # of the last header; two blocks of zeros follow
+    for size in range(0, len(data), 1 if compression == "gzip" else 37):
+        path.write_bytes(data[:size])
+        place = tmp_path / f"root-{size}"
+        place.mkdir()
+        with pytest.raises(Corrupt):
+            _apply_blob(path, whole.media_type, whole.digest, whole.size, diff_id, place)
+        with pytest.raises(ApplyError):
+            _apply_blob(path, whole.media_type, images.digest_of(data[:size]), size, diff_id, place)
+        # An archive may end without its blocks of zeros, but nowhere else.
+        if size % 512 and (compression == "gzip" or size < ends):
+            with pytest.raises(Corrupt):
+                _apply_blob(path, whole.media_type, images.digest_of(data[:size]), size, "", place)
+
+
+def test_a_bomb_is_stopped_by_its_ratio_and_by_what_follows_the_archive(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "BOMB_BYTES", 1 << 20)
+    zeros = images.Layer([file("zeros", bytes(1 << 26))], "zstd")
+    path, blob, diff_id = write_blob(tmp_path, zeros)
+    with pytest.raises(ApplyError) as error:
+        _apply_blob(path, blob.media_type, blob.digest, blob.size, diff_id, root)
+    assert code_of(error) == "RESOURCE_EXHAUSTED"
+    gzipped, blob, diff_id = write_blob(tmp_path, images.Layer(zeros.entries, "gzip"))
+    _apply_blob(gzipped, blob.media_type, blob.digest, blob.size, diff_id, root)  # as much as gzip can do is honest
+    tail = images.Layer([file("f")]).tar() + bytes((1 << 26) + (1 << 20))
+    with pytest.raises(ApplyError) as error:
+        extract(TarReader(iter([tail[at : at + 65536] for at in range(0, len(tail), 65536)])), str(root))
+    assert code_of(error) == "FAILED_PRECONDITION"
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_headers_that_pile_up_before_one_member_are_data_loss(root: Path, kind: bytes) -> None:
+    def headers() -> Iterator[bytes]:
+        for number in range(10_000):
+            body = b"%d SCHILY.xattr.user.a%05d=%s\n" % (0, number, b"x" * 400)
+            body = b"%d" % (len(body) + 2) + body[1:]
+            header = tarfile.TarInfo("x")
+            header.type, header.size = kind, len(body)
+            yield header.tobuf(tarfile.GNU_FORMAT) + body.ljust(-(-len(body) // 512) * 512, b"\0")
+
+    with pytest.raises(ApplyError, match="extended headers"):
+        extract(TarReader(headers()), str(root))
+
+
+@pytest.mark.parametrize("value", [b"1_7", b"0o17", b"+7", b"-7", b"0x7", b"8", b"1 7", b"1\xb2"])
+@pytest.mark.parametrize("place", [100, 108, 124, 136])
+def test_numbers_that_are_not_octal_are_data_loss(root: Path, value: bytes, place: int) -> None:
+    with pytest.raises(ApplyError) as error:
+        extract(TarReader(iter([_header(tarfile.REGTYPE, place, value + b"\0")])), str(root))
+    assert code_of(error) == "DATA_LOSS"
+
+
+def test_many_tiny_entries_take_bounded_memory(root: Path) -> None:
+    """Directories with attributes, names that lead around, hard links: whatever might be remembered of each."""
+    script = """
+import os, sys, tarfile
+from shoal_snapshot import disk
+from shoal_snapshot.apply import directories
+from shoal_snapshot.apply.extract import extract
+from shoal_snapshot.apply.tar import TarReader
+
+os.umask(0)
+directories._MAX_KNOWN_BYTES = directories._MAX_PENDING_BYTES = int(sys.argv[2])
+
+def entries():
+    for n in range(8_000):
+        path = f"{n % 100}/{'n' * 100}{n}"
+        for name, kind in ((path, tarfile.DIRTYPE), (f"{path}/../{n}", tarfile.REGTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.mode, info.mtime = kind, 0o2711, n
+            yield info.tobuf(tarfile.GNU_FORMAT)
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+
+before = peak()
+extract(TarReader(entries()), sys.argv[1])
+assert disk.usage(sys.argv[1])[1] == 16_101
+print(peak() - before)
+"""
+
+    def grown(bound: int, place: Path) -> int:
+        place.mkdir()
+        command = [sys.executable, "-c", script, str(place), str(bound)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    bounded, unbounded = grown(1 << 17, root / "bounded"), grown(1 << 40, root / "unbounded")
+    assert 3 * bounded < unbounded
+    for number in (0, 77, 7_999):
+        status = (root / "bounded" / str(number % 100) / f"{'n' * 100}{number}").stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o2711, number)
+
+
+def test_hard_links_count_once(root: Path) -> None:
+    apply(root, [file("a", bytes(8192)), *(hardlink(f"l{n}", "a") for n in range(5)), file("b", bytes(4096))])
+    assert disk.usage(str(root)) == (root.stat().st_blocks * 512 + 12288, 3)

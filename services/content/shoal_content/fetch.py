@@ -1,19 +1,24 @@
-"""One blob, from a registry into the store: resumed where it broke off, hashed on the way, fetched once at a time."""
+"""One blob, from a registry into the store: resumed where it broke off, hashed on the way, fetched once at a time.
+
+A namespace fetches what it doesn't see itself, also where another one has it: whoever can name a digest, in a manifest
+of his own, must not come to see what it is of. Nor does a registry that is slow for one keep another one waiting.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 from shoal_bus.database import Database
-from shoal_bus.errors import DataLoss, ShoalError
+from shoal_bus.errors import DataLoss, ShoalError, Unavailable
 from shoal_bus.locks import Locks
 from shoal_bus.types import Descriptor
 
 from shoal_content.holds import Holds
-from shoal_content.ingests import Ingests, Writer
+from shoal_content.ingests import PULL_REF, Ingests, Writer
 from shoal_content.layout import sync
 from shoal_content.reference import Reference
 from shoal_content.registry.resolver import Interrupted, Resolver
@@ -24,6 +29,10 @@ log = structlog.get_logger(__name__)
 _STALLS = 4
 """How often in a row a registry may break off without having sent another byte."""
 _BREAKS = 200
+_FLOOR_BYTES, _FLOOR_SECONDS = 60 * 1024, 60.0
+"""A registry that sends less in that time is as good as one that sends nothing."""
+_SLOW = 2
+"""How often it may do so for one blob."""
 _FIRST_PAUSE = 0.1
 
 
@@ -36,9 +45,10 @@ class Fetcher:
     async def keep(self, pull: str, namespace: str, descriptor: Descriptor, data: bytes) -> None:
         """Stores bytes that are here already, and verified: a manifest's."""
         self._holds.hold_blob(pull, namespace, descriptor.digest)
-        async with self._locks.hold(blob_lock(descriptor.digest)):
-            if self._share(namespace, descriptor.digest):
-                return
+        async with self._locks.hold(blob_lock(namespace, descriptor.digest)):
+            with self._db.write() as tx:
+                if self._store.share(tx, namespace, descriptor.digest, {}):
+                    return
             path = self._begin(pull, namespace, descriptor)
             await asyncio.to_thread(path.write_bytes, data)
             await self._commit(path, namespace, descriptor)
@@ -51,22 +61,29 @@ class Fetcher:
         reference: Reference,
         descriptor: Descriptor,
         report: Callable[[int], None],
+        begun: Callable[[Path], None] = lambda _: None,
     ) -> bool:
         """Fetches a blob, telling `report` how many bytes have come; says whether it had to be fetched at all.
 
-        Who asks for one that somebody else is fetching waits for him. DATA_LOSS when the registry's bytes are wrong or
-        end too early.
+        `begun` is told the file that the bytes come to, and each other one that takes its place. Who asks for one that
+        somebody else in the namespace is fetching waits for him. DATA_LOSS when the registry's bytes are wrong or end
+        too early, UNAVAILABLE when they come too slowly.
         """
         self._holds.hold_blob(pull, namespace, descriptor.digest)
-        async with self._locks.hold(blob_lock(descriptor.digest)):
-            if self._share(namespace, descriptor.digest):
+        async with self._locks.hold(blob_lock(namespace, descriptor.digest)):
+            if self._store.sees(namespace, descriptor.digest):
+                begun(self._store.path(descriptor.digest))
                 return False
             path = self._begin(pull, namespace, descriptor)
+            path.touch(0o600)
+            begun(path)
             resumed = await self._download(path, resolver, reference, descriptor, report)
             if resumed is not None:
                 # Bytes from before a power cut may be bad: only what came in one go tells of the registry.
                 log.info("fetch.starting_over", digest=descriptor.digest, found=resumed)
                 path = self._ingests.restart(namespace, _ref(descriptor.digest))
+                path.touch(0o600)
+                begun(path)
                 await self._download(path, resolver, reference, descriptor, report)
             await self._commit(path, namespace, descriptor)
             return True
@@ -103,9 +120,10 @@ class Fetcher:
         descriptor: Descriptor,
         report: Callable[[int], None],
     ) -> None:
-        stalls = breaks = 0
+        stalls = breaks = slow = 0
         while writer.offset < descriptor.size:
             before, problem = writer.offset, "ended"
+            floor = _Floor(writer.offset)
             try:
                 async with resolver.blob(reference, descriptor, writer.offset) as body:
                     skip = writer.offset - body.offset
@@ -119,6 +137,16 @@ class Fetcher:
                         if data:
                             await writer.write(data)
                             report(writer.offset)
+                            floor.check(writer.offset)
+            except _TooSlow:
+                slow += 1
+                if slow == _SLOW:
+                    raise Unavailable(
+                        f"{reference}: the registry sends {descriptor.digest} too slowly: less than"
+                        f" {_FLOOR_BYTES} bytes in {_FLOOR_SECONDS:.0f} s",
+                        hint="try again later",
+                    ) from None
+                problem = "came too slowly"
             except Interrupted as error:
                 problem = error.message
             if writer.offset == descriptor.size:
@@ -129,10 +157,6 @@ class Fetcher:
             log.info("fetch.resuming", digest=descriptor.digest, offset=writer.offset, problem=problem)
             await asyncio.sleep(_FIRST_PAUSE * 2**stalls)
 
-    def _share(self, namespace: str, digest: str) -> bool:
-        with self._db.write() as tx:
-            return self._store.share(tx, namespace, digest, {})
-
     def _begin(self, pull: str, namespace: str, descriptor: Descriptor) -> Path:
         return self._ingests.begin(namespace, _ref(descriptor.digest), descriptor.digest, descriptor.size, pull, {})
 
@@ -142,13 +166,33 @@ class Fetcher:
             self._ingests.commit(tx, namespace, _ref(descriptor.digest), descriptor.digest, descriptor.size)
 
 
-def blob_lock(digest: str) -> str:
-    """The lock under which a blob is brought to this node, whatever the namespace."""
-    return f"blob {digest}"
+class _TooSlow(Exception):
+    """A registry drips."""
+
+
+class _Floor:
+    """Whether the bytes of one response come fast enough."""
+
+    def __init__(self, offset: int) -> None:
+        self._since, self._offset = time.monotonic(), offset
+
+    def check(self, offset: int) -> None:
+        """Looks once a while has passed; _TooSlow."""
+        now = time.monotonic()
+        if now - self._since < _FLOOR_SECONDS:
+            return
+        if offset - self._offset < _FLOOR_BYTES:
+            raise _TooSlow
+        self._since, self._offset = now, offset
+
+
+def blob_lock(namespace: str, digest: str) -> str:
+    """The lock under which a blob is brought to a namespace."""
+    return f"{namespace} blob/{digest}"
 
 
 def _ref(digest: str) -> str:
-    return f"pull-{digest}"
+    return f"{PULL_REF}{digest}"
 
 
 def _truncated(reference: Reference, descriptor: Descriptor, offset: int, problem: str) -> ShoalError:

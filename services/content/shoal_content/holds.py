@@ -20,8 +20,13 @@ class Holds:
     def begin(self, pull: str, namespace: str) -> str:
         """Begins a pull, or finds the one that a dead copy began; returns what makes its steps' ids unique."""
         with self._db.write() as tx:
-            tx.execute("INSERT OR IGNORE INTO pulls VALUES (?, ?, ?)", (pull, namespace, secrets.token_hex(4)))
+            tx.execute("INSERT OR IGNORE INTO pulls VALUES (?, ?, ?)", (pull, namespace, secrets.token_hex(16)))
             return str(tx.execute("SELECT nonce FROM pulls WHERE id = ?", (pull,)).fetchone()["nonce"])
+
+    def nonce(self, pull: str) -> str:
+        """What makes the ids of a pull's steps unique; empty once it is over."""
+        row = self._db.read_one("SELECT nonce FROM pulls WHERE id = ?", (pull,))
+        return str(row["nonce"]) if row is not None else ""
 
     def hold_blob(self, pull: str, namespace: str, digest: str) -> None:
         """Holds a blob that is there, or will be."""

@@ -2,7 +2,8 @@
 
 An ingest's row comes before its file, and the file's length is how far it is: nothing else has to be kept in step. One
 that starts over gets a new file; the old one is unlinked and never truncated, so that whoever reads along keeps what he
-has read. Whoever writes holds a lock of the ingest (the harness's for a client, `blob <digest>` for a pull).
+has read. Whoever writes holds a lock of the ingest: the harness's for a client, `fetch.blob_lock` for a pull. So the
+refs of the two are kept apart by their prefix.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Self
 from shoal_bus.api.content import IngestRequest, IngestStatus, ListBlobs, WriteIngest
 from shoal_bus.context import Context
 from shoal_bus.database import Database, Transaction
-from shoal_bus.errors import AlreadyExists, FailedPrecondition, NotFound, OutOfRange
+from shoal_bus.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound, OutOfRange
 from shoal_bus.filters import compile_filters
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
@@ -30,6 +31,8 @@ from shoal_content.labels import dump, load
 from shoal_content.layout import Layout, hash_file, sync
 from shoal_content.store import Store
 
+PULL_REF = "pull-"
+"""What the refs of pulls begin with. A client's own may not."""
 _DEFAULT_ALGORITHM = "sha256"
 
 
@@ -91,9 +94,9 @@ class Ingests:
 
     async def write(self, ctx: Context, request: WriteIngest) -> IngestStatus:
         """Appends a client's bytes, and commits them where asked."""
+        if request.ref.startswith(PULL_REF):
+            raise InvalidArgument(f"ingest {request.ref}: refs of {PULL_REF}… are for pulls", hint="choose another ref")
         row = self._find(ctx.namespace, request.ref)
-        if row is not None and row["pull"]:
-            raise FailedPrecondition(f"ingest {request.ref}: belongs to a pull under way", hint="choose another ref")
         if row is None and request.offset:
             raise OutOfRange(f"ingest {request.ref}: is at 0, not at {request.offset}")
         if row is None and request.expected and self._store.sees(ctx.namespace, request.expected):
@@ -161,8 +164,11 @@ class Ingests:
         return self._layout.ingest(file)
 
     def commit(self, tx: Transaction, namespace: str, ref: str, digest: str, size: int) -> None:
-        """A whole, verified and synced ingest becomes a blob."""
+        """A whole, verified and synced ingest becomes a blob. DATA_LOSS if it isn't whole after all."""
         row = self._row(namespace, ref)
+        found = self._layout.ingest(row["file"]).stat().st_size
+        if found != size:
+            raise DataLoss(f"ingest {ref}: has {found} bytes instead of {size}", hint="somebody else wrote to it")
         self._store.add(tx, namespace, self._layout.ingest(row["file"]), digest, size, load(row["labels"]))
         self._drop(tx, row)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from shoal_bus.api.content import LayerProgress, PullProgress
 from shoal_bus.types import Descriptor
 
+_RATE_SECONDS, _RATE_STEP = 3.0, 0.2
 LayerState = Literal["waiting", "downloading", "downloaded", "extracting", "done", "exists"]
 
 
@@ -18,6 +21,7 @@ class Progress:
         self._told = PullProgress(name=name)
         self._report = report
         self._bytes: list[int] = []
+        self._rate = Rate()
 
     def resolving(self) -> None:
         """The registry is being asked."""
@@ -38,6 +42,7 @@ class Progress:
         if arrived is not None:
             self._bytes[at] = arrived
             self._told.bytes_done = sum(self._bytes)
+            self._told.rate = self._rate.of(self._told.bytes_done, time.monotonic())
             layer.offset = arrived
         if offset is not None:
             layer.offset = offset
@@ -47,5 +52,21 @@ class Progress:
 
     def done(self) -> None:
         """All of it is there."""
-        self._told.state = "done"
+        self._told.state, self._told.rate = "done", 0.0
         self._report(self._told)
+
+
+class Rate:
+    """How fast something grows, over the last seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def of(self, total: int, now: float) -> float:
+        """Bytes a second, `total` having come until `now` (seconds). What takes no time yet has no rate."""
+        if not self._seen or now - self._seen[-1][0] >= _RATE_STEP:
+            self._seen.append((now, total))
+        while len(self._seen) > 1 and now - self._seen[1][0] >= _RATE_SECONDS:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return max(0, total - before) / (now - since) if now > since else 0.0

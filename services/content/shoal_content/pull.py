@@ -1,14 +1,16 @@
 """Pulls: reference, index, platform, manifest, then configuration and layers, downloaded side by side and unpacked.
 
-A layer is unpacked by the snapshot service as soon as it and those below it are here, while later ones still come. The
-image's record is the last thing to be written, durably, in the transaction that ends the pull. A pull that fails or is
-cancelled leaves nothing that wasn't there before; one whose copy of this service died is taken up by the next.
+A layer is unpacked by the snapshot service while it comes, beside the others (`following`); it is committed there once
+its bytes are verified here and the layers below it are committed. The image's record is the last thing to be written,
+durably, in the transaction that ends the pull. A pull that fails or is cancelled leaves nothing that wasn't there
+before, no half of a blob either; one whose copy of this service died is taken up by the next, where it was.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import structlog
 from shoal_bus.api import snapshot as snapshots
@@ -22,6 +24,7 @@ from shoal_bus.types import Descriptor
 from shoal_content import media, platforms, reference
 from shoal_content.collect import Collector, snapshot_lock
 from shoal_content.fetch import Fetcher
+from shoal_content.following import Following
 from shoal_content.holds import Holds
 from shoal_content.images import Images
 from shoal_content.progress import Progress
@@ -46,11 +49,12 @@ class Pulls:
         images: Images,
         holds: Holds,
         fetcher: Fetcher,
+        following: Following,
         collector: Collector,
         locks: Locks,
     ) -> None:
         self.db, self.store, self.images, self.holds = database, store, images, holds
-        self.fetcher, self.collector, self.locks = fetcher, collector, locks
+        self.fetcher, self.following, self.collector, self.locks = fetcher, following, collector, locks
 
     async def pull(self, ctx: Context, request: PullImage) -> Image:
         """Fetches an image, verifies and unpacks it."""
@@ -68,7 +72,10 @@ class Pulls:
 
     async def undo(self, ctx: Context, request: PullImage) -> None:
         """Takes away what a pull brought that came to nothing."""
+        nonce = self.holds.nonce(ctx.id)
         self.holds.fail(ctx.id)
+        if nonce:
+            self.following.forget(nonce)
         await self.collector.finish(ctx.client)
 
     async def _undo_and_say(self, ctx: Context, request: PullImage) -> None:
@@ -118,64 +125,83 @@ class _Pull:
         await self._fetch(manifest.config)
         return media.read_config(self._pulls.store.open(self._ctx.namespace, manifest.config.digest))
 
-    async def _fetch(self, descriptor: Descriptor, at: int | None = None) -> bool:
-        def report(arrived: int) -> None:
-            if at is not None:
-                self._progress.layer(at, "downloading", arrived=arrived)
-
+    async def _fetch(
+        self,
+        descriptor: Descriptor,
+        report: Callable[[int], None] = lambda _: None,
+        begun: Callable[[Path], None] = lambda _: None,
+    ) -> bool:
         return await self._pulls.fetcher.fetch(
-            self._ctx.id, self._ctx.namespace, self._resolver, self._wanted, descriptor, report
+            self._ctx.id, self._ctx.namespace, self._resolver, self._wanted, descriptor, report, begun
         )
 
     # --------------------------------------------------------------------------------------------------------- layers
 
     async def _layers(self, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> None:
+        chain = media.chain_ids(diff_ids)
         try:
             async with asyncio.TaskGroup() as group:
-                downloads = [group.create_task(self._download(at, layer)) for at, layer in enumerate(layers)]
-                parent = ""
-                for at, chain_id in enumerate(media.chain_ids(diff_ids)):
-                    await downloads[at]
-                    if self._request.snapshotter:
-                        await self._unpack(at, layers[at], diff_ids[at], chain_id, parent)
-                    parent = chain_id
+                for at, layer in enumerate(layers):
+                    unpack = snapshots.UnpackLayer(
+                        name=chain[at],
+                        parent=chain[at - 1] if at else "",
+                        descriptor=layer,
+                        path=str(self._pulls.following.path(self._nonce, at)),
+                        diff_id=diff_ids[at],
+                        early=True,
+                    )
+                    group.create_task(self._layer(at, unpack))
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
+        self._pulls.following.forget(self._nonce)
 
-    async def _download(self, at: int, layer: Descriptor) -> None:
+    async def _layer(self, at: int, unpack: snapshots.UnpackLayer) -> None:
+        """Fetches a layer and has it unpacked meanwhile, unless there is such a snapshot."""
+        there = not self._request.snapshotter or await self._hold_snapshot(at, unpack.name)
+        begun = asyncio.Event()
+
+        def follow(file: Path) -> None:
+            if not there:
+                self._pulls.following.point(Path(unpack.path), file)
+                begun.set()
+
+        async with asyncio.TaskGroup() as group:
+            download = group.create_task(self._download(at, unpack.descriptor, follow))
+            if not there:
+                await begun.wait()
+                await self._unpack(at, unpack, download)
+                await download
+                self._progress.layer(at, "done", offset=unpack.descriptor.size)
+        if there and self._request.snapshotter:
+            self._progress.layer(at, "exists")
+
+    async def _download(self, at: int, layer: Descriptor, follow: Callable[[Path], None]) -> None:
+        def report(arrived: int) -> None:
+            self._progress.layer(at, "downloading", arrived=arrived)
+
         async with self._slots:
-            fetched = await self._fetch(layer, at)
+            fetched = await self._fetch(layer, report, follow)
         self._progress.layer(at, "downloaded" if fetched else "exists", arrived=layer.size)
 
-    async def _unpack(self, at: int, layer: Descriptor, diff_id: str, chain_id: str, parent: str) -> None:
-        """Has the snapshot service make a layer a snapshot, unless there is one."""
-        if await self._hold_snapshot(at, chain_id):
-            self._progress.layer(at, "exists")
-            return
-        self._progress.layer(at, "extracting", offset=0)
-        request = snapshots.UnpackLayer(
-            name=chain_id,
-            parent=parent,
-            descriptor=layer,
-            path=str(self._pulls.store.path(layer.digest)),
-            diff_id=diff_id,
-        )
+    async def _unpack(self, at: int, request: snapshots.UnpackLayer, download: asyncio.Task[None]) -> None:
+        """Has the snapshot service make a layer a snapshot."""
 
         def report(progress: snapshots.ApplyProgress) -> None:
-            self._progress.layer(at, "extracting", offset=progress.offset)
+            if download.done():
+                self._progress.layer(at, "extracting", offset=progress.offset)
 
         verb = snapshots.SNAPSHOT_UNPACK.on(self._request.snapshotter)
         for attempt in range(_UNPACK_TRIES):
             try:
                 await self._ctx.operate(verb, request, step=f"{self._nonce}.{at}.{attempt}", on_progress=report)
-                break
+                return
             except Cancelled:
                 # A copy of ours that was stopped, or away for too long, had it cancelled: this is another try.
                 if attempt == _UNPACK_TRIES - 1:
                     raise
             except ShoalError as error:
-                raise type(error)(f"{self._wanted}: layer {layer.digest}: {error.message}", hint=error.hint) from None
-        self._progress.layer(at, "done", offset=layer.size)
+                message = f"{self._wanted}: layer {request.descriptor.digest}: {error.message}"
+                raise type(error)(message, hint=error.hint) from None
 
     async def _hold_snapshot(self, at: int, chain_id: str) -> bool:
         """Holds a layer's snapshot; says whether it is there already."""

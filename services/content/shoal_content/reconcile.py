@@ -10,15 +10,17 @@ import structlog
 from shoal_bus.api.content import CONTENT_DELETE, ContentDeleted
 from shoal_bus.database import Database
 
+from shoal_content.following import Following
 from shoal_content.holds import Holds
 from shoal_content.layout import Layout
 
 log = structlog.get_logger(__name__)
 
 
-def reconcile(database: Database, layout: Layout, holds: Holds) -> None:
+def reconcile(database: Database, layout: Layout, holds: Holds, following: Following) -> None:
     """Mends the store, and says what it mended."""
     undo_dead_pulls(holds)
+    following.sweep()
     with database.write() as tx:
         there = layout.sizes()
         recorded = {row["digest"]: row["size"] for row in tx.execute("SELECT digest, size FROM blobs")}

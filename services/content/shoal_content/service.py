@@ -12,6 +12,7 @@ from shoal_bus.process import Process
 from shoal_content import reference
 from shoal_content.collect import Collector
 from shoal_content.fetch import Fetcher
+from shoal_content.following import Following
 from shoal_content.holds import Holds
 from shoal_content.images import Images
 from shoal_content.ingests import Ingests
@@ -42,7 +43,8 @@ async def setup(process: Process) -> None:
     ingests = Ingests(database, layout, store)
     holds = Holds(database, store, ingests, collector)
     fetcher = Fetcher(database, store, ingests, holds, process.locks)
-    pulls = Pulls(database, store, images, holds, fetcher, collector, process.locks)
+    following = Following(database, layout)
+    pulls = Pulls(database, store, images, holds, fetcher, following, collector, process.locks)
     namespaces = Namespaces(database)
 
     service.handle(api.BLOB_INFO, store.info)
@@ -67,15 +69,16 @@ async def setup(process: Process) -> None:
     service.handle(api.NAMESPACE_CREATE, namespaces.create, lock=lambda r: f"namespace/{r.name}")
     service.handle(api.NAMESPACE_UPDATE, namespaces.update, lock=lambda r: f"namespace/{r.name}")
     service.handle(api.NAMESPACE_DELETE, namespaces.delete, lock=lambda r: f"namespace/{r.name}")
-    reconcile(database, layout, holds)
-    service.background(_sweep(holds, collector, service.client), "collect")
+    reconcile(database, layout, holds, following)
+    service.background(_sweep(holds, following, collector, service.client), "collect")
 
 
-async def _sweep(holds: Holds, collector: Collector, client: Client) -> None:
+async def _sweep(holds: Holds, following: Following, collector: Collector, client: Client) -> None:
     """At the start, and now and then, removes what couldn't be removed when it became superfluous."""
     while True:
         try:
             undo_dead_pulls(holds)
+            following.sweep()
             await collector.finish(client)
         except Exception:
             log.exception("sweep.failed")

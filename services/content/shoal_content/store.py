@@ -1,8 +1,9 @@
 """Blobs: the node's bytes, and what each namespace sees of them.
 
-A namespace sees a blob that it wrote or pulled; bytes that are on the node already aren't fetched twice (containerd's
-`shared` policy). Rows and files change together: a file comes to its place inside the transaction that says it is
-there, and goes in a transaction that finds it unwanted, so that no two copies of this service ever disagree.
+A namespace sees a blob that it wrote or pulled: to know a digest isn't enough, its bytes have to be presented. They are
+on disk once, however many namespaces see them. Rows and files change together: a file comes to its place inside the
+transaction that says it is there, and goes in a transaction that finds it unwanted, so that no two copies of this
+service ever disagree.
 """
 
 from __future__ import annotations
@@ -124,7 +125,10 @@ class Store:
         return self.layout.path(digest)
 
     def share(self, tx: Transaction, namespace: str, digest: str, labels: Labels) -> bool:
-        """Shows a namespace a blob that is on the node already; says whether there is one."""
+        """Shows a namespace a blob that is on the node already; says whether there is one.
+
+        Only for who has the bytes: a digest says nothing of the right to see what it is of.
+        """
         row = tx.execute("SELECT size FROM blobs WHERE digest = ?", (digest,)).fetchone()
         if row is None:
             return False
@@ -132,9 +136,12 @@ class Store:
         return True
 
     def add(self, tx: Transaction, namespace: str, file: Path, digest: str, size: int, labels: Labels) -> None:
-        """A verified and synced file becomes a blob that the namespace sees."""
-        self.layout.place(file, digest)
-        tx.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (digest, size))
+        """A verified and synced file becomes a blob that the namespace sees; bytes that are here already stay."""
+        if tx.execute("SELECT 1 FROM blobs WHERE digest = ?", (digest,)).fetchone() is None:
+            self.layout.place(file, digest)
+            tx.execute("INSERT INTO blobs VALUES (?, ?)", (digest, size))
+        else:
+            tx.on_commit(lambda: file.unlink(missing_ok=True))
         self._show(tx, namespace, digest, size, labels)
 
     def hide(self, tx: Transaction, namespace: str, digest: str) -> bool:

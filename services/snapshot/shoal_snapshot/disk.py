@@ -109,17 +109,16 @@ def usage(path: str) -> tuple[int, int]:
 
     The tree may change meanwhile: what is gone, or has been moved, by the time it is looked at isn't counted.
     """
-    seen: set[tuple[int, int]] = set()
-    size = 0
+    linked: dict[tuple[int, int], int] = {}  # files with several names, and how many of those haven't been met
+    size = inodes = 0
 
     def look(fd: int) -> _Level:
-        nonlocal size
+        nonlocal size, inodes
         subdirectories = []
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
-        if identity not in seen:
-            seen.add(identity)
-            size += status.st_blocks * 512
+        size += status.st_blocks * 512
+        inodes += 1
         with os.scandir(fd) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
@@ -127,9 +126,15 @@ def usage(path: str) -> tuple[int, int]:
                     continue
                 with suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
-                    if (status.st_dev, status.st_ino) not in seen:
-                        seen.add((status.st_dev, status.st_ino))
-                        size += status.st_blocks * 512
+                    if status.st_nlink > 1:
+                        file = status.st_dev, status.st_ino
+                        left = linked.pop(file, 0)
+                        if left != 1:
+                            linked[file] = (left or status.st_nlink) - 1
+                        if left:
+                            continue
+                    size += status.st_blocks * 512
+                    inodes += 1
         return _Level(identity, subdirectories)
 
     fd = os.open(path, _DIRECTORY)
@@ -147,12 +152,12 @@ def usage(path: str) -> tuple[int, int]:
                 continue
             levels.pop()
             if not levels:
-                return size, len(seen)
+                return size, inodes
             parent = os.open("..", _DIRECTORY, dir_fd=fd)
             os.close(fd)
             fd = parent
             status = os.fstat(fd)
             if (status.st_dev, status.st_ino) != levels[-1].identity:
-                return size, len(seen)  # moved away under us: the way back is lost
+                return size, inodes  # moved away under us: the way back is lost
     finally:
         os.close(fd)

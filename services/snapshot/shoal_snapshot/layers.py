@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from shoal_bus.api.snapshot import AppliedLayer, ApplyLayer, ApplyProgress, SnapshotInfo, UnpackLayer, Usage
 from shoal_bus.context import Context
-from shoal_bus.errors import FailedPrecondition, InvalidArgument, NotFound
+from shoal_bus.errors import Aborted, DataLoss, FailedPrecondition, InvalidArgument, NotFound, from_wire
 from shoal_bus.types import Descriptor, Mount
 
 from shoal_snapshot import disk
+from shoal_snapshot.apply.directories import attach
+from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver, Starved
 from shoal_snapshot.apply.pool import Pool
+from shoal_snapshot.apply.stream import hash_blob
 from shoal_snapshot.apply.worker import Done, Job
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
+from shoal_snapshot.syscalls import syncfs
+from shoal_snapshot.together import gather, in_thread, to_its_end
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.2
 PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 class Layers:
     """What is done with layers in one snapshotter."""
 
-    def __init__(self, snapshots: Snapshots, pool: Pool) -> None:
+    def __init__(self, snapshots: Snapshots, pool: Pool, content: Path, memory: Path) -> None:
+        """Blobs lie below `content`, the content service's own directory; no other path is looked at. `memory` is a
+        directory of this service that those workers lock one at a time that need much of it."""
         self._snapshots, self._records, self._db = snapshots, snapshots.records, snapshots.db
-        self._pool = pool
+        self._pool, self._content, self._memory = pool, content, memory
+        self._syncs = _Syncs()
+        self._awaited: dict[tuple[str, str], asyncio.Event] = {}
+        """Parents that layers wait for."""
 
     # ---------------------------------------------------------------------------------------------------------- unpack
 
@@ -34,6 +52,9 @@ class Layers:
 
         It is extracted into an active snapshot of the request's own, so that nobody sees it before it is whole. What a
         dead copy began is dropped and begun anew: it can't be told how much of it was written.
+
+        An early one whose parent isn't there yet is extracted without it, where the snapshotter can do that, and
+        committed once digest and diff ID are right and the parent is there.
         """
         key = _extract_key(ctx, request)
         self._snapshots.remove_if_there(ctx.namespace, key)
@@ -42,22 +63,96 @@ class Layers:
         there = self._committed(ctx, request.name)
         if there is not None:
             return there
+        waits = request.early and request.parent and self._committed(ctx, request.parent) is None
+        if waits and self._snapshots.snapshotter.parallel:
+            with suppress(NeedsParent):
+                return await self._unpack_detached(ctx, request, key)
+            ctx.log.info("unpack.on_its_parent", layer=request.descriptor.digest, snapshot=request.name)
+        if waits:
+            await self._parent(ctx, request)
+        return await self._unpack_on_parent(ctx, request, key)
+
+    async def _unpack_on_parent(self, ctx: Context, request: UnpackLayer, key: str) -> SnapshotInfo:
         snapshot = self._snapshots.add(ctx, key, "active", request.parent, {})
-        try:
-            done = await self._apply(ctx, request, snapshot, request.diff_id, sync=True)
-            with self._db.write(durable=True) as tx:
-                usage = Usage(size=done.usage_size, inodes=done.usage_inodes)
-                if self._records.find(ctx.namespace, request.name) is None:
-                    return self._snapshots.commit_in(tx, ctx, snapshot, request.name, request.labels, usage).info()
-        except BaseException:
-            await self._snapshots.abandon(snapshot)
-            raise
-        # Somebody committed another snapshot under that name meanwhile.
+        async with self._abandoned_if_it_fails(snapshot):
+            job = self._job(request, snapshot, request.diff_id, growing=request.early)
+            done = await self._extract(ctx, request, job)
+            committed = self._commit(ctx, request, snapshot, done)
+        return await self._outcome(ctx, request, key, committed)
+
+    async def _unpack_detached(self, ctx: Context, request: UnpackLayer, key: str) -> SnapshotInfo:
+        """NeedsParent: it can't be had so. Nothing is left then."""
+        snapshot = self._snapshots.add(ctx, key, "active", "", {})
+        async with self._abandoned_if_it_fails(snapshot):
+            job = replace(self._job(request, snapshot, request.diff_id, growing=True), detached=True)
+            done = await self._extract(ctx, request, job)
+            parent = await self._parent(ctx, request)
+            if await self._attach(snapshot, parent, job, done):
+                await self._syncs.sync(job.root)
+            committed = self._commit(ctx, request, snapshot, done, request.parent)
+        return await self._outcome(ctx, request, key, committed)
+
+    async def _attach(self, snapshot: Snapshot, parent: Snapshot, job: Job, done: Done) -> bool:
+        """Makes a layer that was extracted without the ones below it what it would be on top of them; says whether
+        anything had to be changed for that. NeedsParent where that is too much."""
+        parents = [parent.id, *self._records.parents(parent)]
+        changed = self._snapshots.snapshotter.attach(snapshot.id, parents)
+        if done.implied:
+            lowers = [str(self._snapshots.snapshotter.layer(id)) for id in parents]
+            implied = {os.fsencode(path): takes for path, takes in done.implied.items()}
+            await _in_words(attach, job.root, lowers, implied)
+        return changed or bool(done.implied)
+
+    def _commit(
+        self, ctx: Context, request: UnpackLayer, snapshot: Snapshot, done: Done, parent: str | None = None
+    ) -> SnapshotInfo | None:
+        """None: somebody has committed another snapshot under that name meanwhile."""
+        with self._db.write(durable=True) as tx:
+            usage = Usage(size=done.usage_size, inodes=done.usage_inodes)
+            if self._records.find(ctx.namespace, request.name) is not None:
+                return None
+            committed = self._snapshots.commit_in(tx, ctx, snapshot, request.name, request.labels, usage, parent)
+            tx.on_commit(lambda: self._comes(ctx.namespace, request.name))
+            return committed.info()
+
+    async def _outcome(
+        self, ctx: Context, request: UnpackLayer, key: str, committed: SnapshotInfo | None
+    ) -> SnapshotInfo:
+        if committed is not None:
+            return committed
         self._snapshots.remove_if_there(ctx.namespace, key)
         there = self._committed(ctx, request.name)
         if there is None:
             raise FailedPrecondition(f"snapshot {request.name}: came and went while it was unpacked", hint="try again")
         return there
+
+    @asynccontextmanager
+    async def _abandoned_if_it_fails(self, snapshot: Snapshot) -> AsyncIterator[None]:
+        try:
+            yield
+        except BaseException:
+            await to_its_end(self._snapshots.abandon(snapshot))
+            raise
+
+    async def _parent(self, ctx: Context, request: UnpackLayer) -> Snapshot:
+        """The parent of an early layer, as soon as it is committed. Whoever asked gives up if it doesn't come."""
+        awaited = ctx.namespace, request.parent
+        pause = _FIRST_PAUSE
+        try:
+            while self._committed(ctx, request.parent) is None:
+                comes = self._awaited.setdefault(awaited, asyncio.Event())
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                with suppress(TimeoutError):  # another copy may have committed it
+                    async with asyncio.timeout(pause):
+                        await comes.wait()
+        finally:
+            self._awaited.pop(awaited, None)
+        return self._records.get(ctx.namespace, request.parent)
+
+    def _comes(self, namespace: str, name: str) -> None:
+        comes = self._awaited.pop((namespace, name), None)
+        if comes is not None:
+            comes.set()
 
     async def undo_unpack(self, ctx: Context, request: UnpackLayer) -> None:
         """Drops what a dead copy began and nobody wants any more."""
@@ -86,7 +181,7 @@ class Layers:
                 (ctx.id, snapshot.id, not any(root.iterdir())),
             )
         try:
-            done = await self._apply(ctx, request, snapshot, request.diff_id or "")
+            done = await self._extract(ctx, request, self._job(request, snapshot, request.diff_id or ""))
             with self._db.write() as tx:
                 if self._records.by_id(ctx.namespace, snapshot.id) is None:
                     raise NotFound(f"snapshot {snapshot.key}: was removed while a layer was applied to it")
@@ -95,7 +190,7 @@ class Layers:
                 tx.execute("DELETE FROM applies WHERE request_id = ?", (ctx.id,))
                 ctx.answer(tx, applied)
         except BaseException:
-            await self.undo_apply(ctx, request)
+            await to_its_end(self.undo_apply(ctx, request))
             raise
         return applied
 
@@ -123,20 +218,114 @@ class Layers:
 
     # ---------------------------------------------------------------------------------------------------------- within
 
-    async def _apply(
-        self, ctx: Context, request: UnpackLayer | ApplyLayer, snapshot: Snapshot, diff_id: str, *, sync: bool = False
-    ) -> Done:
-        descriptor = request.descriptor
-        job = Job(
-            path=request.path, media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size,
+    def _job(
+        self, request: UnpackLayer | ApplyLayer, snapshot: Snapshot, diff_id: str, *, growing: bool = False
+    ) -> Job:
+        descriptor, base = request.descriptor, str(self._content)
+        path = request.path.removeprefix(f"{base}/")
+        if path == request.path:
+            path = ""  # it is none of the content service's, and not found
+        return Job(
+            base=base, path=path, media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size,
             root=str(self._snapshots.snapshotter.layer(snapshot.id)), lowers=self._snapshots.lowers_of(snapshot),
-            diff_id=diff_id, sync=sync,
+            diff_id=diff_id, growing=growing, memory=str(self._memory),
         )  # fmt: skip
+
+    async def _extract(self, ctx: Context, request: UnpackLayer | ApplyLayer, job: Job) -> Done:
+        """Has a worker extract a layer, as often as its blob starts over; an unpacked one is on disk then."""
+        descriptor = request.descriptor
 
         def report(offset: int) -> None:
             ctx.progress(ApplyProgress(offset=offset, total=descriptor.size))
 
-        return await self._pool.apply(job, report)
+        while True:
+            read = job.blob.identity()
+            try:
+                try:
+                    done = await self._pool.apply(job, report)
+                    if isinstance(request, UnpackLayer):
+                        await gather(self._syncs.sync(job.root), self._verify(job, done.identity))
+                    return done
+                except (DataLoss, FailedPrecondition):
+                    if job.growing and read is not None:
+                        await self._verify(job, read)  # wrong bytes may be its writer's, who begins again then
+                    raise
+            except StartedOver:
+                ctx.log.info("unpack.started_over", layer=descriptor.digest)
+            except Starved:
+                ctx.log.info("unpack.waits_for_all_of_it", layer=descriptor.digest)
+                await self._whole(job)
+            await in_thread(disk.empty, job.root)
+
+    async def _verify(self, job: Job, read: tuple[int, int]) -> None:
+        """Returns when the file that was `read` while it was written has its digest. StartedOver, ABORTED.
+
+        Whoever writes it moves it to its place among the blobs once that is verified: it is the same file then. If
+        another writer was faster, the file is hashed here.
+        """
+        blob = job.blob
+        if not blob.growing:
+            return
+        algorithm, _, value = blob.digest.partition(":")
+        placed = replace(blob, path=f"blobs/{algorithm}/{value}")
+        pause, hashed = _FIRST_PAUSE, False
+        while True:
+            current, place = blob.identity(), placed.identity()
+            if place == read:
+                return
+            if current is None:
+                raise Aborted(f"blob {blob.digest}: is no longer fetched")
+            if current != read:
+                raise StartedOver
+            if place is not None and not hashed:
+                hashed = True  # if it's wrong, its writer will find that, and begin again or give up
+                with suppress(ApplyError):
+                    if await in_thread(hash_blob, blob) == read:
+                        return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _whole(self, job: Job) -> None:
+        """Returns when all of a growing blob is there. ABORTED when its writer gives up."""
+        while True:
+            try:
+                fd = job.blob.open()
+            except ApplyError:
+                raise Aborted(f"blob {job.digest}: is no longer fetched") from None
+            try:
+                if os.fstat(fd).st_size >= job.size:
+                    return
+            finally:
+                os.close(fd)
+            await asyncio.sleep(_LONGEST_PAUSE)
+
+
+class _Syncs:
+    """syncfs(2), once for all who ask while an earlier one is under way: it takes everything with it."""
+
+    def __init__(self) -> None:
+        self._running: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+
+    async def sync(self, path: str) -> None:
+        """Has everything on disk that was written before this call."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._run(path, self._running))
+        await asyncio.shield(self._next)
+
+    async def _run(self, path: str, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+        self._running, self._next = self._next, None
+        await asyncio.to_thread(syncfs, path)
+
+
+async def _in_words(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """A function of `apply` in a thread, with what is wrong as the bus tells it."""
+    try:
+        return await in_thread(function, *args, **kwargs)
+    except ApplyError as error:
+        raise from_wire(error.code, error.message, error.hint) from None
 
 
 def target_of(mounts: list[Mount]) -> str:

@@ -30,6 +30,7 @@ class Overlayfs(Snapshotter):
     """Snapshots under `root`. FAILED_PRECONDITION for a root that can't stand in mount options."""
 
     name = "overlayfs"
+    parallel = True
 
     def __init__(self, root: Path) -> None:
         if _SPECIAL & set(str(root)):
@@ -64,6 +65,16 @@ class Overlayfs(Snapshotter):
         except BaseException:
             self._trash.take(place)
             raise
+
+    def attach(self, id: int, parents: Sequence[int]) -> bool:
+        layer, was = self.layer(id), self.layer(parents[0]).stat()
+        now = layer.stat()
+        owner, mode = (was.st_uid, was.st_gid), stat.S_IMODE(was.st_mode)
+        if ((now.st_uid, now.st_gid), stat.S_IMODE(now.st_mode)) == (owner, mode):
+            return False
+        os.chown(layer, *owner)
+        layer.chmod(mode)
+        return True
 
     def mounts(self, id: int, kind: Kind, parents: Sequence[int]) -> list[Mount]:
         writable = kind == "active"

@@ -117,7 +117,7 @@ class Records:
         return [_snapshot(row) for row in rows]
 
     def all(self) -> list[Snapshot]:
-        """Every snapshot of every namespace, parents first."""
+        """Every snapshot of every namespace."""
         rows = self.db.read(f"{_SELECT} WHERE s.snapshotter = ? ORDER BY s.id", (self.snapshotter,))
         return [_snapshot(row) for row in rows]
 
@@ -152,26 +152,34 @@ class Records:
              now, now),
         )  # fmt: skip
         added = self.get(namespace, key)
-        if len(self.parents(added)) > MAX_DEPTH:
-            raise FailedPrecondition(f"snapshot {key}: more than {MAX_DEPTH} layers below it")
+        self._check_depth(added)
         return added
 
     def commit(
-        self, tx: Transaction, snapshot: Snapshot, name: str, labels: Mapping[str, str], usage: Usage
-    ) -> Snapshot:
-        """The active `snapshot` becomes the committed `name`; its labels are replaced. ALREADY_EXISTS for the name."""
+        self, tx: Transaction, snapshot: Snapshot, name: str, labels: Mapping[str, str], usage: Usage,
+        parent: str | None = None,
+    ) -> Snapshot:  # fmt: skip
+        """The active `snapshot` becomes the committed `name`; its labels are replaced. ALREADY_EXISTS for the name.
+
+        `parent` is what it lies on from now on, where that isn't what it was made with.
+        """
         now = time.time()
         current = self.get(snapshot.namespace, snapshot.key)
         if current.id != snapshot.id or current.kind != "active":
             raise FailedPrecondition(f"snapshot {snapshot.key}: is {current.kind}, only an active one can be committed")
         if self.find(snapshot.namespace, name) is not None:
             raise AlreadyExists(f"snapshot {name}: already exists")
+        parent_id = snapshot.parent_id
+        if parent is not None:
+            parent_id = self._committed_parent(snapshot.namespace, parent).id if parent else None
         tx.execute(
             "UPDATE snapshots SET key = ?, kind = 'committed', labels = ?, size = ?, inodes = ?, created_at = ?,"
-            " updated_at = ? WHERE id = ?",
-            (name, _packed(labels), usage.size, usage.inodes, now, now, snapshot.id),
+            " updated_at = ?, parent_id = ? WHERE id = ?",
+            (name, _packed(labels), usage.size, usage.inodes, now, now, parent_id, snapshot.id),
         )
-        return self.get(snapshot.namespace, name)
+        committed = self.get(snapshot.namespace, name)
+        self._check_depth(committed)
+        return committed
 
     def label(self, tx: Transaction, snapshot: Snapshot, labels: Mapping[str, str]) -> Snapshot:
         """Replaces the labels."""
@@ -189,6 +197,10 @@ class Records:
                 f"snapshot {snapshot.key}: snapshot {child['key']} lies on it", hint="remove that one first"
             )
         tx.execute("DELETE FROM snapshots WHERE id = ?", (snapshot.id,))
+
+    def _check_depth(self, snapshot: Snapshot) -> None:
+        if len(self.parents(snapshot)) > MAX_DEPTH:
+            raise FailedPrecondition(f"snapshot {snapshot.key}: more than {MAX_DEPTH} layers below it")
 
     def _committed_parent(self, namespace: str, parent: str) -> Snapshot:
         below = self.find(namespace, parent)

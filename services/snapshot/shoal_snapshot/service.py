@@ -21,7 +21,7 @@ async def setup(process: Process) -> None:
     pool = Pool()
     process.stack.push_async_callback(pool.close)
     process.stack.push_async_callback(snapshots.settled)
-    layers = Layers(snapshots, pool)
+    layers = Layers(snapshots, pool, process.node.root_of("content"), process.state)
     name = snapshotter.name
 
     service.handle(

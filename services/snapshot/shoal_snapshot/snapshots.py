@@ -143,10 +143,17 @@ class Snapshots:
         return added
 
     def commit_in(
-        self, tx: Transaction, ctx: Context, snapshot: Snapshot, name: str, labels: Labels, usage: api.Usage
+        self,
+        tx: Transaction,
+        ctx: Context,
+        snapshot: Snapshot,
+        name: str,
+        labels: Labels,
+        usage: api.Usage,
+        parent: str | None = None,
     ) -> Snapshot:
         """Commits a snapshot whose files are on disk, with its event and the request's answer, inside a transaction."""
-        committed = self.records.commit(tx, snapshot, name, labels, usage)
+        committed = self.records.commit(tx, snapshot, name, labels, usage, parent)
         told = api.SnapshotCommitted(key=snapshot.key, name=name, snapshotter=self.snapshotter.name)
         tx.emit(ctx.namespace, api.SNAPSHOT_COMMITTED, told)
         ctx.answer(tx, committed.info())
@@ -182,14 +189,15 @@ class Snapshots:
             for id in sorted(there - recorded.keys()):
                 self.snapshotter.discard(id)
                 log.info("reconcile.directory_without_record", id=id)
-            for id in sorted(recorded.keys() - there, reverse=True):
-                snapshot = recorded[id]
+            missing = [recorded[id] for id in recorded.keys() - there]
+            # Those that lie on others come first; ids don't tell.
+            for snapshot in sorted(missing, key=lambda one: len(self.records.parents(one)), reverse=True):
                 try:
                     self._drop(tx, snapshot)
                 except FailedPrecondition as error:
                     log.error("reconcile.directory_missing", snapshot=snapshot.key, error=str(error))
                 else:
-                    log.warning("reconcile.record_without_directory", snapshot=snapshot.key, id=id)
+                    log.warning("reconcile.record_without_directory", snapshot=snapshot.key, id=snapshot.id)
         self._empty_soon()
 
     async def settled(self, seconds: float | None = None) -> None:

@@ -17,6 +17,12 @@ An image of two layers, unpacked and run, is this:
     snapshotter.mounts(4, "view", [2, 1])             # … read-only
     snapshotter.discard(3); snapshotter.discard(4)    # the container is gone, and so is the look
 
+Where a snapshotter is `parallel`, the second layer needn't wait for the first:
+
+    snapshotter.make(2, "active", [])
+    extract(layer_2, snapshotter.layer(2), detached=True)
+    snapshotter.attach(2, [1])                        # once 1 is committed; 2 is as if it had been made on top of it
+
 Ids come from a database and are never used twice, unless what made a directory died before it said so.
 """
 
@@ -39,6 +45,8 @@ class Snapshotter(ABC):
 
     name: ClassVar[str]
     """How it is addressed on the bus."""
+    parallel: ClassVar[bool] = False
+    """Layers can be extracted before those below them are there: made with no parents, then given them by `attach`."""
 
     @abstractmethod
     def make(self, id: int, kind: Kind, parents: Sequence[int]) -> None:
@@ -54,6 +62,11 @@ class Snapshotter(ABC):
     @abstractmethod
     def layer(self, id: int) -> Path:
         """The directory of what the snapshot alone holds: where its layer is extracted to, and what it takes."""
+
+    def attach(self, id: int, parents: Sequence[int]) -> bool:
+        """Gives an active snapshot that was made without parents the ones it is committed with, when its files are
+        there; says whether that changed anything on disk. Only where it is `parallel`."""
+        raise NotImplementedError(f"{self.name} snapshots have their parents from the beginning")
 
     @abstractmethod
     def ids(self) -> set[int]:

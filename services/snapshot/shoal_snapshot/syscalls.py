@@ -11,6 +11,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 SYS_OPENAT2 = 437
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 PR_SET_PDEATHSIG = 1
 
@@ -31,6 +32,16 @@ def openat2(dir_fd: int, path: bytes, flags: int, *, resolve: int) -> int:
 def open_in_root(root_fd: int, path: bytes, flags: int) -> int:
     """Opens what lies at `path` inside the tree of `root_fd`: no link on the way is followed, and none leads out."""
     return openat2(root_fd, path or b".", flags, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+
+
+def open_beneath(directory: str, path: str, flags: int) -> int:
+    """Opens what lies at the relative `path` below `directory`; whatever leads out of that, or is a link, fails."""
+    directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+        return openat2(directory_fd, os.fsencode(path), flags, resolve=resolve)
+    finally:
+        os.close(directory_fd)
 
 
 def syncfs(path: str) -> None:

@@ -39,6 +39,8 @@ class PullProgress(Message):
     layers: list[LayerProgress] = []
     bytes_done: int = 0
     bytes_total: int = 0
+    rate: float = 0.0
+    """Bytes a second, as they came during the last seconds."""
 
 
 IMAGE_PULL = OperationVerb(

@@ -9,7 +9,11 @@ from shoal_bus.verb import OperationVerb, behaves
 
 
 class ApplyLayer(Request):
-    """A layer, applied to what `mounts` describe. `path` is the blob's place on this node (a claim check)."""
+    """A layer, applied to what `mounts` describe.
+
+    `path` is the blob's place on this node (a claim check), below the content service's directory; whatever else it
+    names is NOT_FOUND.
+    """
 
     descriptor: Descriptor
     path: str
@@ -36,6 +40,11 @@ class UnpackLayer(Request):
     """prepare, apply and commit in one: the layer becomes the committed snapshot `name` on top of `parent`.
 
     It is ALREADY_EXISTS-free: a snapshot `name` that is there is the answer. What was begun is undone when it fails.
+
+    An `early` one comes before all that it needs. What is at `path` grows until it has the descriptor's size, and its
+    writer, who verifies it, gives the same file the blob's own name then; if it was wrong, another file takes its place
+    at `path`; if the path goes, this is ABORTED. `parent` is committed later, and waited for. Whoever asks cancels what
+    will never come.
     """
 
     name: str = KEY
@@ -44,6 +53,7 @@ class UnpackLayer(Request):
     path: str
     diff_id: Digest
     labels: Labels = {}
+    early: bool = False
 
 
 DIFF_APPLY = OperationVerb(

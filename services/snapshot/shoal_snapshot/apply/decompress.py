@@ -2,8 +2,9 @@
 
     for chunk in decompressor_of(media_type, head)(blob): …
 
-A decompressor takes something with `read(size)` and yields chunks of at most `CHUNK` bytes; a stream that is broken or
-ends early is DATA_LOSS. To add one, write such a function and name its magic and its media type's ending in `_KNOWN`.
+A decompressor takes a `Source` and yields chunks of at most `CHUNK` bytes; a stream that is broken or ends early is
+DATA_LOSS. One that needs more than a few MiB of memory says so first (`Source.reserve`). To add one, write such a
+function and name its magic and its media type's ending in `_KNOWN`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import IO, Any, cast
 from shoal_snapshot.apply.errors import Corrupt, Unacceptable
 from shoal_snapshot.apply.zstd_frames import Source, ZstdFrames
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 _MAX_ZSTD_WINDOW = 1 << 27  # what zstd's own tools accept without being asked for more
 
 

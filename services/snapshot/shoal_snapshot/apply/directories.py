@@ -6,6 +6,9 @@ name nor `..` nor a link, whether this archive made it, an earlier layer did, or
 
 A path goes through the whole chain, as it would if it were mounted: what the layer itself doesn't hold is looked up in
 the layers below. A directory that is only implied takes that one's attributes, or is root's with mode 0755.
+
+Without its layers below (`detached`) an archive is extracted as if they held nothing but directories; the directories
+it implies are noted, and `attach` gives them their attributes later, or finds that it went wrong.
 """
 
 from __future__ import annotations
@@ -19,14 +22,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from shoal_snapshot.apply import overlay
-from shoal_snapshot.apply.errors import Unacceptable, shown
+from shoal_snapshot.apply.errors import NeedsParent, Unacceptable, shown
 from shoal_snapshot.syscalls import open_in_root
 
 MAX_DEPTH = 1000
 MAX_PATH_BYTES = 4000  # below PATH_MAX: directories are named by their paths in the root
 _MAX_LINKS = 40  # the kernel's own limit (path_resolution(7))
 _MAX_OPEN = 400
-_MAX_KNOWN = 50_000
+_MAX_KNOWN_BYTES = 8 << 20
+_MAX_PENDING_BYTES = 8 << 20
+_MAX_IMPLIED_BYTES = 2 << 20
+_ENTRY_BYTES = 250
+"""What one more entry of a dictionary here takes, beside its path."""
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -50,23 +57,37 @@ class Directory:
     below: tuple[bytes, ...]
     inherits: bool
     """What is made in it gets its group (setgid): it was there before, with that mode."""
+    uncertain: bool = False
+    """What the layers below have in it shows through, but isn't known: the extraction is a detached one."""
 
 
 class Directories:
-    """The directories of one extraction. `lowers` are the roots of the layers below, the highest first."""
+    """The directories of one extraction. `lowers` are the roots of the layers below, the highest first.
 
-    def __init__(self, root: str, lowers: Sequence[str] = ()) -> None:
+    What is remembered of them is bounded, however many there are.
+    """
+
+    def __init__(self, root: str, lowers: Sequence[str] = (), *, detached: bool = False) -> None:
         self._root_fd = os.open(root, _FLAGS)
-        below = () if overlay.is_opaque(self._root_fd) else tuple(os.fsencode(lower) for lower in lowers)
+        opaque = overlay.is_opaque(self._root_fd)
+        below = () if opaque else tuple(os.fsencode(lower) for lower in lowers)
         inherits = bool(os.fstat(self._root_fd).st_mode & stat.S_ISGID)
-        self.root = Directory(b"", below, inherits)
+        self.root = Directory(b"", below, inherits, uncertain=detached and not opaque)
         self._known: dict[bytes, Directory] = {b"": self.root}
         """By their paths, without links."""
         self._aliases: dict[bytes, Directory] = {b"": self.root}
         """By the names they were asked for."""
+        self._known_bytes = 0
         self._fds: OrderedDict[bytes, int] = OrderedDict()
-        self.pending: dict[bytes, Attributes] = {}
-        """What directories get at the end, by path."""
+        self._pending: dict[bytes, Attributes] = {}
+        """What directories get at the end, by path; what is no longer a directory then gets nothing."""
+        self._pending_bytes = 0
+        self._settled = False
+        """Some directories have had their attributes already: whoever changes one of them has to restore its time."""
+        self.implied: dict[bytes, bool] = {}
+        """Directories that a detached extraction made where the layers below may have something; and whether they take
+        that one's attributes: no longer, once the archive has told its own."""
+        self._implied_bytes = 0
 
     def close(self) -> None:
         """Closes every file descriptor."""
@@ -124,6 +145,9 @@ class Directories:
         if len(stack) > MAX_DEPTH:
             raise Unacceptable(f"{shown(path)}: more than {MAX_DEPTH} directories deep")
         self._aliases[path] = stack[-1]
+        self._known_bytes += len(path) + _ENTRY_BYTES
+        if self._known_bytes > _MAX_KNOWN_BYTES:
+            self.forget()
         return stack[-1]
 
     def enter(self, parent: Directory, name: bytes, *, fresh: bool) -> Directory:
@@ -134,25 +158,36 @@ class Directories:
             return known
         if len(path) > MAX_PATH_BYTES:
             raise Unacceptable(f"{shown(path)}: a path of {len(path)} bytes, at most {MAX_PATH_BYTES} are allowed")
-        if len(self._known) > _MAX_KNOWN:
+        if self._known_bytes > _MAX_KNOWN_BYTES:
             self.forget()
         fd = os.open(name, _FLAGS, dir_fd=self.fd(parent))
         self._remember(path, fd)
-        inherits = not fresh and bool(os.fstat(fd).st_mode & stat.S_ISGID)
-        directory = Directory(path, self._below(parent, name, fd), inherits)
+        inherits = opaque = False
+        if not fresh:
+            was = os.fstat(fd)
+            inherits = bool(was.st_mode & stat.S_ISGID)
+            opaque = bool(parent.below or parent.uncertain) and overlay.is_opaque(fd)
+            if self._settled and path not in self._pending:
+                self._expect(path, _attributes_of(was))
+        below = () if opaque else self._below(parent, name)
+        directory = Directory(path, below, inherits, uncertain=parent.uncertain and not opaque)
         self._known[path] = directory
+        self._known_bytes += len(path) + _ENTRY_BYTES
         return directory
+
+    def describe(self, path: bytes, attributes: Attributes) -> None:
+        """Says what a directory gets at the end: the archive has told."""
+        if path in self.implied:
+            self.implied[path] = False
+        self._expect(path, attributes)
 
     def hide(self, directory: Directory) -> None:
         """Makes a directory opaque: nothing below shows through it."""
-        if not self.root.below and not directory.below:
+        if not (self.root.below or self.root.uncertain or directory.below or directory.uncertain):
             return
         os.setxattr(self.fd(directory), overlay.OPAQUE, b"y")
-        directory.below = ()
-        prefix = directory.path + b"/" if directory.path else b""
-        for path, known in self._known.items():
-            if path.startswith(prefix) and path:
-                known.below = ()
+        self.forget()  # what is below it has changed for all that lies in it
+        directory.below, directory.uncertain = (), False
 
     def forget(self) -> None:
         """Forgets what is known of paths: a directory or a link has been replaced."""
@@ -161,27 +196,21 @@ class Directories:
         self._fds.clear()
         self._known = {b"": self.root}
         self._aliases = {b"": self.root}
+        self._known_bytes = 0
 
-    def removed(self, path: bytes) -> None:
-        """What was at `path`, and below it, is gone."""
-        self.forget()
-        prefix = path + b"/"
-        for known in [p for p in self.pending if p == path or p.startswith(prefix)]:
-            del self.pending[known]
+    def settle(self) -> None:
+        """Gives the directories their attributes if there are too many to be remembered. Between two entries only."""
+        if self._pending_bytes > _MAX_PENDING_BYTES:
+            self.finish()
+            self.forget()  # whoever is entered again is looked at again
+            self._settled = True
 
-    def finish(self) -> int:
-        """Gives the directories their attributes, the deepest first, and says how many there were."""
-        for path in sorted(self.pending, key=lambda p: p.count(b"/"), reverse=True):
-            attributes = self.pending[path]
-            fd = open_in_root(self._root_fd, path, _FLAGS)
-            try:
-                os.fchown(fd, attributes.uid, attributes.gid)
-                set_xattrs(fd, attributes.xattrs, path)
-                os.fchmod(fd, attributes.mode)
-                os.utime(fd, ns=(attributes.atime, attributes.mtime))
-            finally:
-                os.close(fd)
-        return len(self.pending)
+    def finish(self) -> None:
+        """Gives the directories their attributes, the deepest first."""
+        for path in sorted(self._pending, key=lambda p: p.count(b"/"), reverse=True):
+            set_attributes(self._root_fd, path, self._pending[path])
+        self._pending.clear()
+        self._pending_bytes = 0
 
     # ---------------------------------------------------------------------------------------------------------- walking
 
@@ -213,16 +242,36 @@ class Directories:
         if below is not None and stat.S_ISLNK(below.status.st_mode):
             return os.readlink(below.paths[0])  # noqa: PTH115 (bytes)
         os.mkdir(name, 0o755, dir_fd=self.fd(parent))
+        if parent.inherits:
+            os.chown(name, 0, 0, dir_fd=self.fd(parent), follow_symlinks=False)
+        if self._pending.pop(path, None) is not None:
+            self._pending_bytes -= len(path) + _ENTRY_BYTES  # it was another's, which is gone
+        if parent.uncertain:
+            self._imply_uncertain(path)
+        elif path in self.implied:
+            self.implied[path] = False
         if below is not None and stat.S_ISDIR(below.status.st_mode):
-            was = below.status
-            self.pending[path] = Attributes(
-                stat.S_IMODE(was.st_mode), was.st_uid, was.st_gid, was.st_atime_ns, was.st_mtime_ns,
-                read_xattrs(below.paths[0]),
-            )  # fmt: skip
+            self._expect(path, _attributes_of(below.status, read_xattrs(below.paths[0])))
+        elif parent.inherits:
+            now = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
+            self._expect(path, Attributes(0o755, 0, 0, now.st_atime_ns, now.st_mtime_ns))
         return self.enter(parent, name, fresh=True)
 
-    def _below(self, parent: Directory, name: bytes, fd: int) -> tuple[bytes, ...]:
-        if not parent.below or overlay.is_opaque(fd):
+    def _imply_uncertain(self, path: bytes) -> None:
+        if path not in self.implied:
+            self._implied_bytes += len(path) + _ENTRY_BYTES
+            if self._implied_bytes > _MAX_IMPLIED_BYTES:
+                raise NeedsParent
+        self.implied[path] = True
+
+    def _expect(self, path: bytes, attributes: Attributes) -> None:
+        if path not in self._pending:
+            self._pending_bytes += len(path) + _ENTRY_BYTES
+        self._pending_bytes += sum(len(key) + len(value) + 100 for key, value in attributes.xattrs.items())
+        self._pending[path] = attributes
+
+    def _below(self, parent: Directory, name: bytes) -> tuple[bytes, ...]:
+        if not parent.below:
             return ()
         below = overlay.look_below(parent.below, name)
         return below.paths if below is not None and stat.S_ISDIR(below.status.st_mode) else ()
@@ -245,6 +294,79 @@ class Directories:
         if stale is not None:
             os.close(stale)
         self._fds[path] = fd
+
+
+def set_attributes(root_fd: int, path: bytes, attributes: Attributes) -> bool:
+    """Gives the directory at `path` its attributes; says whether there is one."""
+    try:
+        fd = open_in_root(root_fd, path, _FLAGS)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False  # it has been removed, or replaced
+        raise
+    try:
+        os.fchown(fd, attributes.uid, attributes.gid)
+        set_xattrs(fd, attributes.xattrs, path)
+        os.fchmod(fd, attributes.mode)
+        os.utime(fd, ns=(attributes.atime, attributes.mtime))
+    finally:
+        os.close(fd)
+    return True
+
+
+def attach(root: str, lowers: Sequence[str], implied: dict[bytes, bool]) -> None:
+    """Gives the directories that a detached extraction implied what the layers below say of them.
+
+    NeedsParent: one of them is a link there, so that what was put into it belongs elsewhere.
+    """
+    root_fd = os.open(root, _FLAGS)
+    try:
+        below = _Below(lowers)
+        taken: list[tuple[bytes, Attributes]] = []
+        for path in sorted(implied, key=lambda p: p.count(b"/")):
+            parent, _, name = path.rpartition(b"/")
+            found = overlay.look_below(below.of(parent), name)
+            if found is None:
+                continue
+            if stat.S_ISLNK(found.status.st_mode):
+                raise NeedsParent
+            if stat.S_ISDIR(found.status.st_mode) and implied[path]:
+                taken.append((path, _attributes_of(found.status, read_xattrs(found.paths[0]))))
+        for path, attributes in reversed(taken):
+            set_attributes(root_fd, path, attributes)
+    finally:
+        os.close(root_fd)
+
+
+class _Below:
+    """The directories that a path is merged of in the layers below; none where it isn't a directory there."""
+
+    def __init__(self, lowers: Sequence[str]) -> None:
+        self._root = tuple(os.fsencode(lower) for lower in lowers)
+        self._known: dict[bytes, tuple[bytes, ...]] = {}
+        self._known_bytes = 0
+
+    def of(self, path: bytes) -> tuple[bytes, ...]:
+        known, at = self._root, 0
+        while at < len(path) and known:
+            end = path.find(b"/", at)
+            end = end if end >= 0 else len(path)
+            prefix = path[:end]
+            merged = self._known.get(prefix)
+            if merged is None:
+                found = overlay.look_below(known, path[at:end])
+                merged = found.paths if found is not None and stat.S_ISDIR(found.status.st_mode) else ()
+                if self._known_bytes > _MAX_KNOWN_BYTES:
+                    self._known.clear()
+                    self._known_bytes = 0
+                self._known[prefix] = merged
+                self._known_bytes += len(prefix) + _ENTRY_BYTES + sum(map(len, merged))
+            known, at = merged, end + 1
+        return known
+
+
+def _attributes_of(was: os.stat_result, xattrs: dict[str, bytes] | None = None) -> Attributes:
+    return Attributes(stat.S_IMODE(was.st_mode), was.st_uid, was.st_gid, was.st_atime_ns, was.st_mtime_ns, xattrs or {})
 
 
 def set_xattrs(target: int | bytes, xattrs: dict[str, bytes], name: bytes) -> None:

@@ -29,6 +29,18 @@ class Unacceptable(ApplyError):
     code = "FAILED_PRECONDITION"
 
 
+class NeedsParent(Exception):
+    """What the layers below hold decides how this one comes out: it has to be unpacked on top of them."""
+
+
+class Starved(Exception):
+    """The blob comes too slowly for a worker, or for the memory it takes, to be kept waiting for it."""
+
+
+class StartedOver(Exception):
+    """The file that was being followed has been replaced by another: its first bytes were wrong."""
+
+
 _SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _REFUSED = frozenset(
     {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EPERM, errno.EEXIST, errno.EINVAL, errno.EMLINK,

@@ -7,14 +7,16 @@ whatever directory they happened to run in.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from shoal_snapshot import disk
 from shoal_snapshot.apply import overlay
 from shoal_snapshot.apply.directories import Attributes, Directories, Directory, read_xattrs, set_xattrs
-from shoal_snapshot.apply.errors import ApplyError, Unacceptable, of_os_error, shown
+from shoal_snapshot.apply.errors import NeedsParent, Unacceptable, of_os_error, shown
 from shoal_snapshot.apply.tar import (
     BLOCK_DEVICE,
     CHARACTER,
@@ -33,13 +35,21 @@ _OPAQUE = b".wh..wh..opq"
 _DEVICES = {CHARACTER: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 
 
-def extract(reader: TarReader, root: str, lowers: Sequence[str] = (), tick: Callable[[], None] = lambda: None) -> int:
-    """Extracts an archive into `root`, whose layers below are `lowers`, and says how many entries it had.
+@dataclass(frozen=True)
+class Extracted:
+    """What an extraction came to: how many entries there were, and the directories that `attach` has to look after."""
 
-    `tick` is called after each entry. The process's umask must be 0.
+    entries: int
+    implied: dict[bytes, bool]
+
+
+def extract(reader: TarReader, root: str, lowers: Sequence[str] = (), *, detached: bool = False) -> Extracted:
+    """Extracts an archive into `root`, whose layers below are `lowers`. The process's umask must be 0.
+
+    `detached`: there are layers below, but nobody knows yet what they hold. NeedsParent where that matters.
     """
-    directories = Directories(root, lowers)
-    extractor = _Extractor(reader, directories, bool(lowers))
+    directories = Directories(root, lowers, detached=detached)
+    extractor = _Extractor(reader, directories, bool(lowers) or detached)
     count = 0
     try:
         for entry in reader:
@@ -49,8 +59,14 @@ def extract(reader: TarReader, root: str, lowers: Sequence[str] = (), tick: Call
             try:
                 extractor.add(entry)
             except OSError as error:
-                raise of_os_error(error, shown(entry.name)) from error
-            tick()
+                refusal = of_os_error(error, shown(entry.name))
+                if detached and isinstance(refusal, Unacceptable):
+                    raise NeedsParent from error
+                raise refusal from error
+            except Unacceptable as error:
+                if detached:
+                    raise NeedsParent from error  # on top of the others it may be right, or wrong in another way
+                raise
         try:
             directories.finish()
         except OSError as error:
@@ -58,7 +74,7 @@ def extract(reader: TarReader, root: str, lowers: Sequence[str] = (), tick: Call
     finally:
         directories.close()
     reader.drain()
-    return count
+    return Extracted(count, directories.implied)
 
 
 class _Extractor:
@@ -69,6 +85,7 @@ class _Extractor:
         path = _clean(entry.name)
         if not path:
             return
+        self._directories.settle()
         parent_path, _, name = path.rpartition(b"/")
         parent = self._directories.resolve(parent_path)
         if name.startswith(_WHITEOUT):
@@ -124,8 +141,8 @@ class _Extractor:
                 os.mkdir(name, 0o755, dir_fd=self._directories.fd(parent))
                 # What was here hid the directory below it, and so must this.
                 self._directories.hide(self._directories.enter(parent, name, fresh=True))
-        self._directories.pending[path] = Attributes(
-            entry.mode, entry.uid, entry.gid, entry.atime, entry.mtime, entry.xattrs
+        self._directories.describe(
+            path, Attributes(entry.mode, entry.uid, entry.gid, entry.atime, entry.mtime, entry.xattrs)
         )
 
     def _hardlink(self, entry: Entry, parent: Directory, name: bytes) -> None:
@@ -190,7 +207,7 @@ class _Extractor:
         if entry.xattrs:
             set_xattrs(b"/proc/self/fd/%d/%s" % (fd, name), entry.xattrs, entry.name)
         if mode:
-            os.chmod(name, entry.mode, dir_fd=fd)
+            _chmod(name, entry.mode, fd)
         os.utime(name, ns=(entry.atime, entry.mtime), dir_fd=fd, follow_symlinks=False)
 
     def _remove(self, parent: Directory, name: bytes) -> None:
@@ -199,7 +216,7 @@ class _Extractor:
         kind = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
         disk.remove(name, fd)
         if stat.S_ISDIR(kind) or stat.S_ISLNK(kind):
-            self._directories.removed(_join(parent, name))
+            self._directories.forget()
 
     def _own_or_copied(self, entry: Entry, parent: Directory, name: bytes) -> os.stat_result:
         """A file of this layer; one of a layer below is copied up first, as overlayfs would do."""
@@ -207,6 +224,8 @@ class _Extractor:
         try:
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except FileNotFoundError:
+            if parent.uncertain:
+                raise NeedsParent from None
             below = overlay.look_below(parent.below, name)
             if below is None:
                 raise Unacceptable(
@@ -235,8 +254,21 @@ def _copy_up(below: overlay.Below, fd: int, name: bytes) -> None:
     os.chown(name, was.st_uid, was.st_gid, dir_fd=fd, follow_symlinks=False)
     set_xattrs(b"/proc/self/fd/%d/%s" % (fd, name), read_xattrs(source), name)
     if not stat.S_ISLNK(was.st_mode):
-        os.chmod(name, stat.S_IMODE(was.st_mode), dir_fd=fd)
+        _chmod(name, stat.S_IMODE(was.st_mode), fd)
     os.utime(name, ns=(was.st_atime_ns, was.st_mtime_ns), dir_fd=fd, follow_symlinks=False)
+
+
+def _chmod(name: bytes, mode: int, dir_fd: int) -> None:
+    """chmod(2) that follows no link: until Linux 6.6 there is none, so it goes by a descriptor of the very file."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        was = os.fstat(fd).st_mode
+        if stat.S_ISLNK(was):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if stat.S_IMODE(was) != mode:
+            os.chmod(b"/proc/self/fd/%d" % fd, mode)  # noqa: PTH101 (bytes)
+    finally:
+        os.close(fd)
 
 
 def _clean(name: bytes) -> bytes:
@@ -254,6 +286,3 @@ def _clean(name: bytes) -> bytes:
 
 def _join(parent: Directory, name: bytes) -> bytes:
     return parent.path + b"/" + name if parent.path else name
-
-
-__all__ = ["ApplyError", "extract"]

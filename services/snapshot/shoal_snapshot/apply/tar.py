@@ -11,19 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from shoal_snapshot.apply.errors import Corrupt, Unacceptable, shown
 
 BLOCK = 512
 REGULAR, HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = (b"0", b"1", b"2", b"3", b"4", b"5", b"6")
 MAX_HEADER_BYTES = 1 << 20
-"""Of one PAX header, or one GNU long name."""
+"""Of all PAX headers and GNU long names before one member."""
+MAX_TRAILER_BYTES = 1 << 26
+"""What may follow the end of an archive: padding, and nothing that is of any use."""
 MAX_FILE_BYTES = 1 << 43
 MAX_PATH_BYTES = 1 << 16
 MAX_MAJOR, MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
 XATTR = b"SCHILY.xattr."
 
 _ZEROS = bytes(BLOCK)
+_OCTAL = b"01234567"
 _HEADER_ONLY = frozenset((HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO))
 _KINDS = _HEADER_ONLY | {REGULAR}
 
@@ -60,6 +64,7 @@ class TarReader:
     def __iter__(self) -> Iterator[Entry]:
         extended: dict[bytes, bytes] = {}
         long_name = long_link = None
+        extended_bytes = 0
         while True:
             self._skip(self._unread + self._padding)
             self._unread = self._padding = 0
@@ -71,6 +76,9 @@ class TarReader:
             kind = block[156:157]
             if kind in (b"x", b"X", b"g", b"L", b"K"):
                 body = self._extended(_number(block[124:136]))
+                extended_bytes += len(body)
+                if extended_bytes > MAX_HEADER_BYTES:
+                    raise Corrupt(f"the archive is corrupt: more than {MAX_HEADER_BYTES} bytes of extended headers")
                 if kind == b"L":
                     long_name = body.split(b"\0", 1)[0]
                 elif kind == b"K":
@@ -78,6 +86,7 @@ class TarReader:
                 elif kind != b"g":
                     extended.update(parse_pax(body))
                 continue
+            extended_bytes = 0
             entry = _entry(block, kind)
             if long_name is not None:
                 entry.name, long_name = long_name, None
@@ -103,8 +112,11 @@ class TarReader:
 
     def drain(self) -> None:
         """Reads to the stream's end: what follows an archive counts for its digest."""
-        for _ in self._chunks:
-            pass
+        trailer = 0
+        for chunk in self._chunks:
+            trailer += len(chunk)
+            if trailer > MAX_TRAILER_BYTES:
+                raise Unacceptable(f"the archive is followed by more than {MAX_TRAILER_BYTES} bytes")
 
     def _fill(self) -> None:
         chunk = next(self._chunks, b"")
@@ -274,6 +286,7 @@ def _sparse(name: bytes) -> Unacceptable:
     )
 
 
+@lru_cache(2048)  # one archive's modes, owners and times are few
 def _number(raw: bytes) -> int:
     """An octal field, or GNU's base-256 one (first bit set; two's complement)."""
     if raw[0] & 0x80:
@@ -281,13 +294,12 @@ def _number(raw: bytes) -> int:
         bits = len(raw) * 8 - 1
         value -= 1 << bits
         return value - (1 << bits) if value >> (bits - 1) else value
-    digits = raw.strip(b" \0")
+    digits = raw.strip(b" \0").split(b"\0", 1)[0].rstrip(b" ")
     if not digits:
         return 0
-    try:
-        return int(digits.split(b"\0", 1)[0], 8)
-    except ValueError:
-        raise Corrupt("the archive is corrupt: a header's number isn't one") from None
+    if digits.translate(None, _OCTAL):  # `int` would take signs, prefixes and underscores
+        raise Corrupt("the archive is corrupt: a header's number isn't one")
+    return int(digits, 8)
 
 
 def _decimal(raw: bytes) -> int:

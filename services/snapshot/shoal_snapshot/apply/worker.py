@@ -1,8 +1,9 @@
 """The process that extracts layers: `python -P -m shoal_snapshot.apply.worker <parent's pid>`.
 
 It says `{"ready": …}`, then reads jobs from standard input, one at a time and each on a line of JSON, and answers on
-standard output: any number of `{"offset": …}` while it reads, then `{"done": {…}}` or `{"error": {…}}`. It ends with
-its input, and is killed with its parent.
+standard output: any number of `{"offset": …}` while it reads, and once `{"starved": true}` when that goes no further
+than whoever writes the blob; then `{"done": {…}}`, `{"error": {…}}`, or `{"again": …}` where it has to be begun anew.
+It ends with its input, and is killed with its parent.
 
 A job holds a lock on the directory it writes to, so that who takes over from a killed service can't begin
 before this worker is dead, too.
@@ -19,12 +20,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shoal_snapshot import disk
-from shoal_snapshot.apply.errors import ApplyError, of_os_error
+from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver, Starved, of_os_error
 from shoal_snapshot.apply.extract import extract
-from shoal_snapshot.apply.stream import LayerStream
+from shoal_snapshot.apply.stream import Blob, LayerStream
 from shoal_snapshot.apply.tar import TarReader
-from shoal_snapshot.syscalls import die_with_parent, syncfs
+from shoal_snapshot.syscalls import die_with_parent
 
+STARVED_SECONDS = 0.5
 _PROGRESS_SECONDS = 0.1
 
 
@@ -32,6 +34,8 @@ _PROGRESS_SECONDS = 0.1
 class Job:
     """One layer and where it goes. Digests, sizes and media type are the blob's descriptor's."""
 
+    base: str
+    """The directory that the blob's `path` is relative to, and doesn't leave."""
     path: str
     media_type: str
     digest: str
@@ -39,9 +43,18 @@ class Job:
     root: str
     lowers: list[str] = field(default_factory=list)
     """The layers below, the highest first."""
+    memory: str = ""
+    """A directory that whoever needs much memory locks meanwhile, so that only one does."""
+    detached: bool = False
+    """There are layers below, but nobody knows them yet."""
     diff_id: str = ""
-    sync: bool = False
-    """Have it all on disk in the end."""
+    growing: bool = False
+    """The blob is still being written, and verified by whoever writes it."""
+
+    @property
+    def blob(self) -> Blob:
+        """The blob."""
+        return Blob(self.base, self.path, self.media_type, self.digest, self.size, self.growing)
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,10 @@ class Done:
     entries: int
     usage_size: int = 0
     usage_inodes: int = 0
+    identity: tuple[int, int] = (0, 0)
+    """Which file was read."""
+    implied: dict[str, bool] = field(default_factory=dict)
+    """Of a detached extraction: what `directories.attach` needs."""
 
 
 class _Output:
@@ -69,30 +86,32 @@ class _Output:
 
 
 def apply(job: Job, output: _Output) -> Done:
-    """Carries one job out. What it raises is an ApplyError or an OSError; what was written until then stays."""
+    """Carries one job out. What was written stays when it raises: ApplyError, OSError, or what `again` is said of."""
     stop = threading.Event()
-    with disk.locked(job.root), LayerStream(job.path, job.media_type, job.digest, job.size, job.diff_id) as layer:
+    with disk.locked(job.root), LayerStream(job.blob, job.diff_id, job.memory) as layer:
 
         def report() -> None:
-            told = 0
+            told, starved = 0, False
             while not stop.wait(_PROGRESS_SECONDS):
                 if layer.offset != told:
                     told = layer.offset
                     output.say({"offset": told})
+                elif layer.waiting > STARVED_SECONDS and not starved:
+                    starved = True
+                    output.say({"starved": True})
 
         reporter = threading.Thread(target=report, name="progress", daemon=True)
         reporter.start()
         try:
-            entries = extract(TarReader(layer.chunks()), job.root, job.lowers)
+            extracted = extract(TarReader(layer.chunks()), job.root, job.lowers, detached=job.detached)
             layer.verify(job.diff_id)
         finally:
             stop.set()
             reporter.join()
         uncompressed, diff_id = layer.uncompressed, layer.diff_id
-    if job.sync:
-        syncfs(job.root)
     size, inodes = disk.usage(job.root)
-    return Done(diff_id, uncompressed, entries, size, inodes)
+    implied = {os.fsdecode(path): takes for path, takes in extracted.implied.items()}
+    return Done(diff_id, uncompressed, extracted.entries, size, inodes, layer.identity, implied)
 
 
 def main() -> None:
@@ -110,6 +129,8 @@ def main() -> None:
         job = Job(**json.loads(line))
         try:
             output.say({"done": asdict(apply(job, output))})
+        except (NeedsParent, StartedOver, Starved) as reason:
+            output.say({"again": type(reason).__name__})
         except (ApplyError, OSError, MemoryError) as error:
             told = _told(error, job)
             output.say({"error": {"code": told.code, "message": told.message, "hint": told.hint}})

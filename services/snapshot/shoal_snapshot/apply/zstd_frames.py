@@ -6,7 +6,7 @@ section 3). So it is enough to hop from one block's header to the next.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 _MAGIC = 0xFD2FB528
@@ -21,13 +21,17 @@ class Source(Protocol):
         """At most `size` bytes; none at the end."""
         ...
 
+    def reserve(self, size: int, /) -> None:
+        """Says that so many bytes of memory are needed to decompress what has just been read; waits for them."""
+        ...
+
 
 class ZstdFrames:
     """A source of zstd that is watched as it is read: `whole` when what was read ends where a frame does."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._walk = _walk()
+        self._walk = _walk(source.reserve)
         self._wanted = next(self._walk)
         self._held = b""
         self._skip = 0
@@ -67,9 +71,9 @@ class ZstdFrames:
                 self._wanted = next(self._walk)
 
 
-def _walk() -> Generator[tuple[int, bool], bytes, None]:
+def _walk(on_window: Callable[[int], None]) -> Generator[tuple[int, bool], bytes, None]:
     """Asks for so many bytes (and says whether the stream may end before them), is sent them, and says how many to pass
-    over then."""
+    over then. `on_window` is told how much of what a frame has come to has to be kept to go on with it."""
     while True:
         magic = int.from_bytes((yield 4, True), "little")
         if magic & _SKIPPABLE_MASK == _SKIPPABLE:
@@ -84,7 +88,10 @@ def _walk() -> Generator[tuple[int, bool], bytes, None]:
         single_segment = descriptor >> 5 & 1
         content_size = (single_segment, 2, 4, 8)[descriptor >> 6]
         dictionary = (0, 1, 2, 4)[descriptor & 3]
-        yield content_size + dictionary + (0 if single_segment else 1), False
+        yield 0, False
+        fields = yield content_size + dictionary + (0 if single_segment else 1), False
+        on_window(int.from_bytes(fields[dictionary:], "little") if single_segment else _window(fields[0]))
+        yield 0, False
         last = False
         while not last:
             header = int.from_bytes((yield 3, False), "little")
@@ -92,3 +99,8 @@ def _walk() -> Generator[tuple[int, bool], bytes, None]:
             kind, size = header >> 1 & 3, header >> 3
             checksum = 4 if last and descriptor >> 2 & 1 else 0
             yield (1 if kind == _RLE else size) + checksum, False
+
+
+def _window(descriptor: int) -> int:
+    base = 1 << 10 + (descriptor >> 3)
+    return base + (base >> 3) * (descriptor & 7)
