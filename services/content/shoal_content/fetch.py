@@ -14,7 +14,6 @@ from shoal_bus.types import Descriptor
 
 from shoal_content.holds import Holds
 from shoal_content.ingests import Ingests, Writer
-from shoal_content.layout import sync
 from shoal_content.reference import Reference
 from shoal_content.registry.resolver import Interrupted, Resolver
 from shoal_content.store import Store
@@ -41,7 +40,7 @@ class Fetcher:
                 return
             path = self._begin(pull, namespace, descriptor)
             await asyncio.to_thread(path.write_bytes, data)
-            await self._commit(path, namespace, descriptor)
+            await self._commit(namespace, descriptor)
 
     async def fetch(
         self,
@@ -68,7 +67,7 @@ class Fetcher:
                 log.info("fetch.starting_over", digest=descriptor.digest, found=resumed)
                 path = self._ingests.restart(namespace, _ref(descriptor.digest))
                 await self._download(path, resolver, reference, descriptor, report)
-            await self._commit(path, namespace, descriptor)
+            await self._commit(namespace, descriptor)
             return True
 
     async def _download(
@@ -136,8 +135,8 @@ class Fetcher:
     def _begin(self, pull: str, namespace: str, descriptor: Descriptor) -> Path:
         return self._ingests.begin(namespace, _ref(descriptor.digest), descriptor.digest, descriptor.size, pull, {})
 
-    async def _commit(self, path: Path, namespace: str, descriptor: Descriptor) -> None:
-        await asyncio.to_thread(sync, path)
+    async def _commit(self, namespace: str, descriptor: Descriptor) -> None:
+        await self._ingests.settle(namespace, _ref(descriptor.digest), descriptor.digest)
         with self._db.write(durable=True) as tx:
             self._ingests.commit(tx, namespace, _ref(descriptor.digest), descriptor.digest, descriptor.size)
 
