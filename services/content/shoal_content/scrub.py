@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import BinaryIO, Self
 
 import structlog
 from shoal_bus.api.content import (
@@ -54,11 +55,19 @@ _LOWEST_PRIORITY = 19
 
 @dataclass
 class _Read:
-    """A file that was read: which one, and what is wrong with it."""
+    """A file that was read: which one, and what is wrong with it. While it is open its inode is no other file's."""
 
     inode: int = 0
     problem: str = "its file is gone"
     size: int = 0
+    file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
 
 
 class Scrub:
@@ -185,14 +194,16 @@ class Scrub:
             while not (await asyncio.wait({reading}, timeout=0.2))[0]:
                 if report is not None:
                     report(offset[0])
-        finally:
+        except BaseException:
             enough.set()
-            await asyncio.wait({reading})  # its thread has the file open
-        read = reading.result()
-        if not read.problem:
-            return False
-        with self._db.write(durable=True) as tx:
-            condemned = self.condemn(tx, digest, read)
+            await asyncio.wait({reading})
+            with reading.result():
+                raise
+        with reading.result() as read:
+            if not read.problem:
+                return False
+            with self._db.write(durable=True) as tx:
+                condemned = self.condemn(tx, digest, read)
         self.set_aside(digest)
         return condemned
 
@@ -202,20 +213,21 @@ class Scrub:
         hashed = hashlib.new(algorithm)
         read = _Read()
         try:
-            with self._layout.path(digest).open("rb", buffering=0) as file:
-                status = os.fstat(file.fileno())
-                read.inode, read.size = status.st_ino, status.st_size
-                if read.size != size:
-                    read.problem = f"it has {read.size} bytes instead of {size}"
+            read.file = file = self._layout.path(digest).open("rb", buffering=0)
+            status = os.fstat(file.fileno())
+            read.inode, read.size = status.st_ino, status.st_size
+            if read.size != size:
+                read.problem = f"it has {read.size} bytes instead of {size}"
+                return read
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while block := file.read(_BLOCK):
+                if enough.wait(len(block) / rate if rate else 0) or enough.is_set():
+                    read.problem = ""  # nobody asks any more
                     return read
+                hashed.update(block)
+                offset[0] += len(block)
+            if rate:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                while block := file.read(_BLOCK):
-                    if enough.wait(len(block) / rate if rate else 0) or enough.is_set():
-                        return _Read(problem="")
-                    hashed.update(block)
-                    offset[0] += len(block)
-                if rate:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         except FileNotFoundError:
             return read
         except OSError as error:
