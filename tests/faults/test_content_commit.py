@@ -140,6 +140,22 @@ async def test_a_commit_that_was_killed_leaves_nothing_when_its_ingest_is_aborte
 
 
 @pytest.mark.parametrize("point", POINTS[1:-1])
+@pytest.mark.parametrize("truncate", [False, True])
+async def test_a_commit_that_came_to_nothing_and_other_bytes_then(
+    node: TestNode, client: Client, point: str, *, truncate: bool
+) -> None:
+    """What it had linked to its place is there no more when the ingest becomes another blob."""
+    await die_at(node, client, point)
+    node.of("content").start()
+    more = await write(client, b"more", 0 if truncate else len(DATA), truncate=truncate)
+    assert files(node, "blobs") == []
+    done = await write(client, b"", more.offset, commit=True)
+    assert done.committed == "sha256:" + hashlib.sha256((b"" if truncate else DATA) + b"more").hexdigest()
+    assert [path.stat().st_nlink for path in files(node, "blobs")] == [1]
+    assert files(node, "ingests") == []
+
+
+@pytest.mark.parametrize("point", POINTS[1:-1])
 async def test_two_of_the_same_bytes_one_killed_the_other_aborted_or_committed(
     node: TestNode, client: Client, point: str
 ) -> None:

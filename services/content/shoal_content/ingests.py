@@ -225,10 +225,10 @@ class Ingests:
     def restart(self, namespace: str, ref: str) -> Path:
         """A new file for an ingest whose bytes were wrong."""
         with self._db.write() as tx:
-            old = self._row(namespace, ref)["file"]
-            file = secrets.token_hex(16)
+            row, file = self._row(namespace, ref), secrets.token_hex(16)
+            self._unplace(tx, row)
             tx.execute("UPDATE ingests SET file = ? WHERE namespace = ? AND ref = ?", (file, namespace, ref))
-        self._layout.ingest(old).unlink(missing_ok=True)
+        self._layout.ingest(row["file"]).unlink(missing_ok=True)
         return self._layout.ingest(file)
 
     async def settle(self, namespace: str, ref: str, digest: str) -> None:
@@ -282,6 +282,7 @@ class Ingests:
             )
         else:
             self._check(row, request, expected, now)
+            self._unplace(tx, row)
         tx.execute(
             "UPDATE ingests SET updated_at = ?, total = max(total, ?), expected = coalesce(nullif(?, ''), expected),"
             " session = ?, session_until = ? WHERE namespace = ? AND ref = ?",
@@ -307,6 +308,12 @@ class Ingests:
                     f"ingest {request.ref}: its {what} was announced as {known}, and now as {given}",
                     hint="abort it, or choose another ref",
                 )
+
+    def _unplace(self, tx: Transaction, row: sqlite3.Row) -> None:
+        """Undoes what a commit that came to nothing began: the ingest's file may be written to again."""
+        if row["placing"]:
+            tx.execute("UPDATE ingests SET placing = '' WHERE file = ?", (row["file"],))
+            self._store.unplace(tx, row["placing"])
 
     def _drop(self, tx: Transaction, row: sqlite3.Row) -> None:
         """Removes a row; its file goes once that is certain."""
