@@ -6,6 +6,7 @@ each step would be most of what is measured.
 
 from __future__ import annotations
 
+import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable
@@ -107,7 +108,7 @@ async def _shoal(scratch: Scratch) -> AsyncIterator[_Snapshots]:
 
 
 async def measure(scratch: Scratch, effort: Effort) -> list[Row]:
-    """Both in turn; a figure is the mean of a step over the chain."""
+    """Both in turn; a figure is the median of a step over the chain."""
     times: dict[str, dict[str, list[float]]] = {step: {"containerd": [], "shoal": []} for step in _STEPS}
     opened: dict[str, AbstractAsyncContextManager[_Snapshots]]
     for _ in range(effort.rounds):
@@ -115,7 +116,7 @@ async def measure(scratch: Scratch, effort: Effort) -> list[Row]:
         for name, opening in opened.items():
             async with opening as snapshots:
                 for step, took in (await _chain(snapshots)).items():
-                    times[step][name].append(took / LENGTH * 1000)
+                    times[step][name].append(statistics.median(took) * 1000)
     return [_row(step, times[step]) for step in _STEPS]
 
 
@@ -124,13 +125,13 @@ def _row(step: str, times: dict[str, list[float]]) -> Row:
     return compare(name, "ms", times["containerd"], times["shoal"], budget=BUDGET, note=note)
 
 
-async def _chain(snapshots: _Snapshots) -> dict[str, float]:
-    spent = dict.fromkeys(_STEPS, 0.0)
+async def _chain(snapshots: _Snapshots) -> dict[str, list[float]]:
+    spent: dict[str, list[float]] = {step: [] for step in _STEPS}
 
     async def timed(step: str, doing: Awaitable[Any]) -> Any:
         begun = time.perf_counter()
         result = await doing
-        spent[step] += time.perf_counter() - begun
+        spent[step].append(time.perf_counter() - begun)
         return result
 
     parent = ""

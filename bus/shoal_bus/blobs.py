@@ -57,16 +57,22 @@ async def upload(
 ) -> str:
     """Writes what `source` has, from its beginning to its end, as a blob; returns its digest.
 
-    A blob that is there already is no error. Where there is an ingest `ref`, only what is missing of it is sent; one
-    without a ref is dropped when it fails. `expected` is compared (FAILED_PRECONDITION), and so is the number of bytes
-    with `total`. UNAVAILABLE while another writer is at the ingest. `on_progress` is told how many bytes are there.
+    A blob that is there already is no error, and gets the labels. Where there is an ingest `ref`, only what is missing
+    of it is sent; one without a ref is dropped when it fails. `expected` is compared (FAILED_PRECONDITION), and so is
+    the number of bytes with `total`. UNAVAILABLE while another writer is at the ingest. `on_progress` is told how many bytes are there.
     """
     uploading = _Upload(client, ref or f"upload-{secrets.token_hex(12)}", total, expected, labels or {}, on_progress)
     try:
         digest = await uploading.run(source, expected.partition(":")[0] or algorithm)
     except AlreadyExists:
         # Since before we began, or another writer was faster. The service keeps no ingest then.
-        return uploading.digest or expected
+        digest = uploading.digest or expected
+        if labels:
+            fields = [f"labels.{key}" for key in labels]
+            await client.call(
+                content.BLOB_UPDATE, content.UpdateBlob(digest=digest, labels=labels, fields=fields),
+                patience=PATIENCE_SECONDS,
+            )  # fmt: skip
     except BaseException:
         await uploading.end(drop=not ref)
         raise

@@ -76,7 +76,9 @@ async def test_a_blob_of_any_size_goes_and_comes_back(client: Client) -> None:
     info = await client.call(content.BLOB_INFO, content.BlobRequest(digest=digest))
     assert info.labels == {"a": "b"}
     assert await upload(client, Pipe(DATA)) == digest  # there already
-    assert await upload(client, io.BytesIO(DATA), expected=digest) == digest
+    assert await upload(client, io.BytesIO(DATA), expected=digest, labels={"c": "d"}) == digest
+    info = await client.call(content.BLOB_INFO, content.BlobRequest(digest=digest))
+    assert info.labels == {"a": "b", "c": "d"}
     assert await ingests(client) == []
     with pytest.raises(NotFound):
         await whole(client.with_namespace("other"), digest)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shoal_bus.database import Database
 from shoal_bus.locks import Locks
 from shoal_content.layout import Layout
 from shoal_content.schema import MIGRATIONS
-from shoal_content.scrub import Scrub
+from shoal_content.scrub import Scrub, _step_back
 from shoal_content.store import Store
 
 SIZE = 1 << 20
@@ -117,10 +121,21 @@ async def test_what_is_read_is_not_condemned_if_it_is_another_file_by_then(place
     assert list(place.layout.quarantined.iterdir()) == []
 
 
-def _read(scrub: Scrub, digest: str):  # type: ignore[no-untyped-def]
-    import threading
-
+def _read(scrub: Scrub, digest: str) -> Any:
     return scrub._read(digest, SIZE, 0.0, threading.Event(), [0])
+
+
+def test_pass_lets_everybody_else_on_the_machine_go_first() -> None:
+    """ionice(1) and the kernel say of the thread what it said of itself; ours stays as it was."""
+
+    def priorities() -> tuple[int, str]:
+        told = subprocess.run(["ionice", "-p", str(threading.get_native_id())], capture_output=True, check=True)
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), told.stdout.decode().strip()
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with ThreadPoolExecutor(1, initializer=_step_back) as thread:
+        assert thread.submit(priorities).result() == (19, "idle")
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 async def test_death_between_the_record_and_the_quarantine_is_made_up_for_at_the_start(place: Place) -> None:
