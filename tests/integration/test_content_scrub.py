@@ -143,6 +143,9 @@ async def test_bytes_that_are_gone_or_have_another_length_are_found(
         path.unlink()
     else:
         os.truncate(path, len(DATA) + (-1 if damage == "short" else 1))
+    if damage == "gone":
+        with pytest.raises(DataLoss, match="gone"):
+            await client.call(content.BLOB_CLAIM, content.ClaimBlob(digest=DIGEST))
     if damage != "long":  # before anybody has found it: an error, and no short answer
         with pytest.raises(DataLoss, match="damaged"):
             await client.collect(content.BLOB_READ, content.ReadBlob(digest=DIGEST))

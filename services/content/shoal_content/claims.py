@@ -20,7 +20,7 @@ from shoal_bus.database import Database, Transaction
 from shoal_bus.errors import ResourceExhausted
 
 from shoal_content.layout import Layout
-from shoal_content.store import Store
+from shoal_content.store import Store, unreadable
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +80,8 @@ class Claims:
     def _link(self, digest: str, token: str) -> None:
         try:
             os.link(self._layout.path(digest), self._layout.claims / token)
+        except FileNotFoundError:
+            raise unreadable(digest, "they are gone") from None
         except OSError as error:
             if error.errno == errno.EMLINK:
                 raise ResourceExhausted(f"blob {digest}: too many namespaces claim it", hint="try again") from None

@@ -80,7 +80,8 @@ class Store:
         try:
             fd = os.open(self.layout.path(request.digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise _unreadable(request.digest, "they are gone") from None
+            self.sound(ctx.namespace, request.digest)  # somebody else may have removed it, or found it out, meanwhile
+            raise unreadable(request.digest, "they are gone") from None
         try:
             while at < ends:
                 data = await asyncio.to_thread(_pread, fd, min(_CHUNK, ends - at), at, request.digest)
@@ -251,14 +252,15 @@ def _pread(fd: int, size: int, at: int, digest: str) -> bytes:
         data = os.pread(fd, size, at)
     except OSError as error:
         if error.errno == errno.EIO:
-            raise _unreadable(digest, f"they can't be read at {at}") from None
+            raise unreadable(digest, f"they can't be read at {at}") from None
         raise
     if not data:
-        raise _unreadable(digest, f"they end at {at}")
+        raise unreadable(digest, f"they end at {at}")
     return data
 
 
-def _unreadable(digest: str, problem: str) -> DataLoss:
+def unreadable(digest: str, problem: str) -> DataLoss:
+    """What is said of a blob whose bytes turn out to be damaged, before a scrub has put that on record."""
     return DataLoss(f"blob {digest}: its bytes on this node are damaged: {problem}", hint="run `shoal content scrub`")
 
 
