@@ -59,7 +59,8 @@ async def upload(
 
     A blob that is there already is no error, and gets the labels. Where there is an ingest `ref`, only what is missing
     of it is sent; one without a ref is dropped when it fails. `expected` is compared (FAILED_PRECONDITION), and so is
-    the number of bytes with `total`. UNAVAILABLE while another writer is at the ingest. `on_progress` is told how many bytes are there.
+    the number of bytes with `total`. UNAVAILABLE while another writer is at the ingest. `on_progress` is told how many
+    bytes are there.
     """
     uploading = _Upload(client, ref or f"upload-{secrets.token_hex(12)}", total, expected, labels or {}, on_progress)
     try:
