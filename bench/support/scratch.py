@@ -37,9 +37,10 @@ class Scratch:
     directory: Path
 
     def disk(self, name: str, stack: ExitStack) -> Path:
-        """A fresh ext4, mounted until the stack is left."""
+        """A fresh ext4, mounted until the stack is left; then its memory is given back."""
         image, place = self.directory / f"{name}.img", self.directory / name
         place.mkdir()
+        stack.callback(image.unlink, missing_ok=True)
         with image.open("wb") as file:
             file.truncate(_DISK_BYTES)
         _run("mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", str(image))

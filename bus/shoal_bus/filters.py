@@ -6,7 +6,8 @@
     operator  = "==" | "!=" | "~="                  equal, not equal, matches a regular expression
     value     = word | quoted                       quoted by ", or (a regular expression) by | or /
 
-An item is listed when any filter of a list matches it; an empty list matches everything.
+An item is listed when any filter of a list matches it; an empty list matches everything. Regular expressions are RE2's,
+as Go's are: matching one takes time in proportion to the text, whatever the expression.
 
     matches = compile_filters(request.filters)
     [image for image in images if matches(lambda path: field_of(image, path))]
@@ -17,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from shoal_bus.errors import InvalidArgument
 
@@ -26,6 +28,12 @@ Match = Callable[[Field], bool]
 
 MAX_FILTERS = 256
 MAX_LENGTH = 4096
+MAX_TOTAL = 32 * 1024
+"""Characters of all filters of one request: they are read, and matched, on the event loop."""
+MAX_PATTERNS = 64
+"""Regular expressions in one request."""
+_PATTERN_MEMORY = 1 << 20
+"""Bytes that a compiled expression may take; a larger one is refused."""
 _FIELD = re.compile(r"[A-Za-z0-9_\-/]+")
 _VALUE = re.compile(r"[^\s,\"|]+")
 _OPERATOR = re.compile(r"==|!=|~=")
@@ -33,12 +41,16 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v
 _HEX_LENGTHS = {"x": 2, "u": 4, "U": 8}
 
 
+class _Pattern(Protocol):
+    def search(self, text: str) -> object | None: ...
+
+
 @dataclass(frozen=True)
 class _Selector:
     path: tuple[str, ...]
     operator: str
     value: str
-    pattern: re.Pattern[str] | None = None
+    pattern: _Pattern | None = None
 
     def matches(self, field: Field) -> bool:
         found = field(self.path)
@@ -57,7 +69,11 @@ def compile_filters(filters: Sequence[str]) -> Match:
     """A predicate for `filters`; INVALID_ARGUMENT names the place where one of them can't be read."""
     if len(filters) > MAX_FILTERS:
         raise InvalidArgument(f"{len(filters)} filters: at most {MAX_FILTERS} are allowed")
+    if (total := sum(map(len, filters))) > MAX_TOTAL:
+        raise InvalidArgument(f"filters of {total} characters: at most {MAX_TOTAL} are allowed")
     alternatives = [_Parser(text).parse() for text in filters]
+    if sum(one.operator == "~=" for selectors in alternatives for one in selectors) > MAX_PATTERNS:
+        raise InvalidArgument(f"more than {MAX_PATTERNS} regular expressions in the filters of one request")
     if not alternatives or not all(alternatives):
         return lambda _: True
     return lambda field: any(all(one.matches(field) for one in selectors) for selectors in alternatives)
@@ -103,10 +119,18 @@ class _Parser:
         value = self._value(regex=operator.group() == "~=")
         if operator.group() != "~=":
             return _Selector(tuple(path), operator.group(), value)
+        return _Selector(tuple(path), "~=", value, self._pattern(value))
+
+    def _pattern(self, value: str) -> _Pattern:
+        import re2  # few requests have one, and few processes need the library
+
+        options = re2.Options()
+        options.max_mem, options.log_errors = _PATTERN_MEMORY, False
         try:
-            return _Selector(tuple(path), "~=", value, re.compile(value))
-        except re.error as error:
-            raise self._error(f"{value!r} is no regular expression ({error})") from None
+            return re2.compile(value, options)  # type: ignore[no-any-return]
+        except (re2.error, UnicodeEncodeError) as error:
+            reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else error
+            raise self._error(f"{value!r} is no regular expression ({reason})") from None
 
     def _field(self) -> str:
         if self._peek() == '"':

@@ -11,7 +11,7 @@ from shoal_bus.api import content
 from shoal_bus.client import Client
 from shoal_bus.connection import Connection
 from shoal_bus.consumer import read_events
-from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OutOfRange
+from shoal_bus.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound, OutOfRange
 from shoal_bus.types import Descriptor
 
 from tests.support.natsd import NatsServer
@@ -168,5 +168,12 @@ async def test_start_mends_what_is_left_over_or_missing(client: Client, node: Te
     assert not stray.exists()
     assert not blob.exists()
     assert list((root / "ingests").iterdir()) == []
-    assert await client.collect(content.BLOB_LIST, content.ListBlobs()) == []
+    assert [p.read_bytes() for p in (root / "quarantine").iterdir()] == [DATA[:10]]
+    (listed,) = await client.collect(content.BLOB_LIST, content.ListBlobs())
+    assert listed.rotten == f"it has 10 bytes instead of {len(DATA)}"
+    with pytest.raises(DataLoss, match="10 bytes instead of"):
+        await client.collect(content.BLOB_READ, content.ReadBlob(digest=DIGEST))
     assert (await write(client)).committed == DIGEST
+    assert blob.read_bytes() == DATA
+    (listed,) = await client.collect(content.BLOB_LIST, content.ListBlobs())
+    assert listed.rotten == ""

@@ -38,9 +38,15 @@ def test_images_events_have_the_package_of_the_images_service() -> None:
     assert envelope.event.type_url == "containerd.services.images.v1.ImageCreate"
 
 
+OWN = {"/content/rotten"}
+"""Topics that containerd hasn't got."""
+
+
 @pytest.mark.parametrize("module", [content, runtime, snapshot])
 def test_every_topic_of_the_services_has_its_message_and_all_of_its_fields(module: object) -> None:
     for topic in [value for value in vars(module).values() if isinstance(value, Topic)]:
+        if topic.name in OWN:
+            continue
         known = {field.name for field in PAYLOADS[topic.name].DESCRIPTOR.fields}
         assert set(topic.payload.model_fields) <= known, topic.name
 

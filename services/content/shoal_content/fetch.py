@@ -19,7 +19,6 @@ from shoal_bus.types import Descriptor
 
 from shoal_content.holds import Holds
 from shoal_content.ingests import PULL_REF, Ingests, Writer
-from shoal_content.layout import sync
 from shoal_content.reference import Reference
 from shoal_content.registry.resolver import Interrupted, Resolver
 from shoal_content.store import Store
@@ -51,7 +50,7 @@ class Fetcher:
                     return
             path = self._begin(pull, namespace, descriptor)
             await asyncio.to_thread(path.write_bytes, data)
-            await self._commit(path, namespace, descriptor)
+            await self._commit(namespace, descriptor)
 
     async def fetch(
         self,
@@ -85,7 +84,7 @@ class Fetcher:
                 path.touch(0o600)
                 begun(path)
                 await self._download(path, resolver, reference, descriptor, report)
-            await self._commit(path, namespace, descriptor)
+            await self._commit(namespace, descriptor)
             return True
 
     async def _download(
@@ -160,8 +159,8 @@ class Fetcher:
     def _begin(self, pull: str, namespace: str, descriptor: Descriptor) -> Path:
         return self._ingests.begin(namespace, _ref(descriptor.digest), descriptor.digest, descriptor.size, pull, {})
 
-    async def _commit(self, path: Path, namespace: str, descriptor: Descriptor) -> None:
-        await asyncio.to_thread(sync, path)
+    async def _commit(self, namespace: str, descriptor: Descriptor) -> None:
+        await self._ingests.settle(namespace, _ref(descriptor.digest), descriptor.digest)
         with self._db.write(durable=True) as tx:
             self._ingests.commit(tx, namespace, _ref(descriptor.digest), descriptor.digest, descriptor.size)
 

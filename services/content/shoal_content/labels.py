@@ -22,7 +22,7 @@ def load(column: str) -> Labels:
 def updated(labels: Labels, given: Labels, fields: Sequence[str]) -> Labels:
     """`labels` after an update: all replaced, or those that `fields` names; one given without a value goes."""
     if not fields or "labels" in fields:
-        return dict(given)
+        return {key: value for key, value in given.items() if value}
     changed = dict(labels)
     for path in fields:
         prefix, _, key = path.partition(".")

@@ -1,7 +1,8 @@
 """Blobs on disk: an OCI image layout (image-spec, image-layout.md), `blobs/<algorithm>/<hex>`, and ingests beside it.
 
-Image records are in the database, so `index.json` names none. A blob is written under `ingests/`, synced, and renamed
-to its place: what is under `blobs/` is whole.
+Image records are in the database, so `index.json` names none. A blob is written under `ingests/`, synced, and linked to
+its place: what is under `blobs/` is whole. `claims/` has further links to blobs, under names that can't be guessed;
+`quarantine/` the bytes of blobs that were found damaged, which nothing here ever deletes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +26,9 @@ class Layout:
 
     def __init__(self, root: Path) -> None:
         self.root, self.ingests = root, root / "ingests"
-        self.ingests.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.claims, self.quarantined = root / "claims", root / "quarantine"
+        for directory in (self.ingests, self.claims, self.quarantined):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for algorithm in ALGORITHMS:
             (root / "blobs" / algorithm).mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_once(root / "oci-layout", {"imageLayoutVersion": "1.0.0"})
@@ -36,10 +40,33 @@ class Layout:
         return self.root / "blobs" / algorithm / value
 
     def place(self, file: Path, digest: str) -> None:
-        """Renames a synced file to its place, and syncs the directory."""
+        """Links a synced file to its place, instead of what may be there. `file` stays, and the directory isn't synced.
+
+        Only inside a write transaction: whoever starts removes what it finds without a record.
+        """
         path = self.path(digest)
-        file.rename(path)
-        sync(path.parent)
+        try:
+            os.link(file, path)
+        except FileExistsError:
+            if not path.samefile(file):
+                beside = self.ingests / secrets.token_hex(16)
+                os.link(file, beside)
+                beside.replace(path)
+
+    def is_placed(self, file: Path, digest: str) -> bool:
+        """Whether a blob's place has that very file."""
+        try:
+            return self.path(digest).samefile(file)
+        except FileNotFoundError:
+            return False
+
+    def quarantine(self, digest: str, inode: int) -> None:
+        """Takes a damaged blob's bytes, if its place still has that file, to where they are kept aside."""
+        path = self.path(digest)
+        name = f"{digest.replace(':', '-')}.{secrets.token_hex(4)}"
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == inode:
+                path.rename(self.quarantined / name)
 
     def remove(self, digest: str) -> None:
         """Removes a blob, if it is there."""

@@ -7,42 +7,38 @@ before its file: what is found inside a write transaction is therefore nobody's 
 from __future__ import annotations
 
 import structlog
-from shoal_bus.api.content import CONTENT_DELETE, ContentDeleted
 from shoal_bus.database import Database
 
 from shoal_content.following import Following
 from shoal_content.holds import Holds
 from shoal_content.layout import Layout
+from shoal_content.scrub import Scrub
 
 log = structlog.get_logger(__name__)
 
 
-def reconcile(database: Database, layout: Layout, holds: Holds, following: Following) -> None:
+def reconcile(database: Database, layout: Layout, holds: Holds, following: Following, scrub: Scrub) -> None:
     """Mends the store, and says what it mended."""
     undo_dead_pulls(holds)
     following.sweep()
     with database.write() as tx:
-        there = layout.sizes()
-        recorded = {row["digest"]: row["size"] for row in tx.execute("SELECT digest, size FROM blobs")}
-        for digest in there.keys() - recorded.keys():
-            layout.remove(digest)
-            log.info("reconcile.blob_without_record", digest=digest)
-        for digest, size in recorded.items():
-            if there.get(digest) == size:
-                continue
-            gone = tx.execute("DELETE FROM visible WHERE digest = ? RETURNING namespace", (digest,)).fetchall()
-            for row in gone:
-                tx.emit(row["namespace"], CONTENT_DELETE, ContentDeleted(digest=digest))
-            tx.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
-            layout.remove(digest)
-            log.warning("reconcile.blob_damaged", digest=digest, size=size, found=there.get(digest))
         lost = tx.execute(
             "DELETE FROM ingests WHERE pull != '' AND pull NOT IN (SELECT id FROM pulls) RETURNING file"
         ).fetchall()
+        there = layout.sizes()
+        recorded = {row["digest"]: row["size"] for row in tx.execute("SELECT digest, size FROM blobs")}
+        placing = {row["placing"] for row in tx.execute("SELECT placing FROM ingests WHERE placing != ''")}
+        for digest in there.keys() - recorded.keys() - placing:
+            layout.remove(digest)
+            log.info("reconcile.blob_without_record", digest=digest)
+        for digest, size in recorded.items():
+            if there.get(digest) != size:
+                scrub.condemn(tx, digest)
         wanted = {row["file"] for row in tx.execute("SELECT file FROM ingests")}
         stray = [file for file in layout.ingest_files() if file not in wanted]
         for file in stray:
             layout.ingest(file).unlink(missing_ok=True)
+    scrub.set_aside()
     if stray or lost:
         log.info("reconcile.ingests", files_without_record=len(stray), records_without_pull=len(lost))
 

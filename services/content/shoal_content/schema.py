@@ -7,6 +7,28 @@ which snapshots an image's layers became, `doomed` which of them nobody needs an
 
 from __future__ import annotations
 
+CLAIMS = """
+    CREATE TABLE claims (              -- hard links that keep a blob's bytes for who was given their path
+        namespace  TEXT NOT NULL,
+        digest     TEXT NOT NULL,
+        token      TEXT NOT NULL UNIQUE,
+        expires_at REAL NOT NULL,
+        PRIMARY KEY (namespace, digest)
+    ) WITHOUT ROWID;
+"""
+SCRUB = """
+    CREATE TABLE rotten (              -- blobs whose bytes are damaged, or gone
+        digest     TEXT PRIMARY KEY REFERENCES blobs (digest) ON DELETE CASCADE,
+        problem    TEXT NOT NULL,
+        inode      INTEGER NOT NULL,   -- of the file that has them; 0 where there is none
+        found_at   REAL NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE scrub (               -- the one row says how far the pass in the background is
+        id         INTEGER PRIMARY KEY CHECK (id = 1),
+        position   TEXT NOT NULL,      -- the last digest that was checked; empty between passes
+        ended_at   REAL NOT NULL       -- when the last pass was over
+    );
+"""
 MIGRATIONS = [
     """
     CREATE TABLE blobs (
@@ -22,11 +44,6 @@ MIGRATIONS = [
         PRIMARY KEY (namespace, digest)
     ) WITHOUT ROWID;
     CREATE INDEX visible_digest ON visible (digest);
-    CREATE TABLE claims (
-        digest     TEXT NOT NULL,
-        expires_at REAL NOT NULL
-    );
-    CREATE INDEX claims_digest ON claims (digest);
     CREATE TABLE ingests (
         namespace  TEXT NOT NULL,
         ref        TEXT NOT NULL,
@@ -37,8 +54,12 @@ MIGRATIONS = [
         labels     TEXT NOT NULL,
         started_at REAL NOT NULL,
         updated_at REAL NOT NULL,
+        placing    TEXT NOT NULL DEFAULT '',  -- the digest under which its file is about to be a blob
+        session    TEXT NOT NULL DEFAULT '',  -- its writer, until
+        session_until REAL NOT NULL DEFAULT 0,
         PRIMARY KEY (namespace, ref)
     ) WITHOUT ROWID;
+    CREATE INDEX ingests_placing ON ingests (placing) WHERE placing != '';
     CREATE TABLE images (
         namespace  TEXT NOT NULL,
         name       TEXT NOT NULL,
@@ -89,4 +110,6 @@ MIGRATIONS = [
         labels     TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    CLAIMS,
+    SCRUB,
 ]

@@ -10,6 +10,7 @@ from shoal_bus.client import Client
 from shoal_bus.process import Process
 
 from shoal_content import reference
+from shoal_content.claims import Claims
 from shoal_content.collect import Collector
 from shoal_content.fetch import Fetcher
 from shoal_content.following import Following
@@ -22,6 +23,7 @@ from shoal_content.pull import Pulls
 from shoal_content.reconcile import reconcile, undo_dead_pulls
 from shoal_content.resolve import Resolving
 from shoal_content.schema import MIGRATIONS
+from shoal_content.scrub import Scrub
 from shoal_content.store import Store
 from shoal_content.tree import Trees
 
@@ -36,6 +38,8 @@ async def setup(process: Process) -> None:
     service = process.service("blobs, images, namespaces, and pulls from registries")
     layout = Layout(process.root)
     store = Store(database, layout)
+    claims = Claims(database, layout, store)
+    scrub = Scrub(database, layout, store, process.locks)
     trees = Trees(store)
     collector = Collector(database, store, trees, process.locks)
     images = Images(database, collector)
@@ -50,9 +54,14 @@ async def setup(process: Process) -> None:
     service.handle(api.BLOB_INFO, store.info)
     service.stream(api.BLOB_LIST, store.list)
     service.stream(api.BLOB_READ, store.read)
-    service.handle(api.BLOB_CLAIM, store.claim)
+    service.handle(api.BLOB_CLAIM, claims.claim)
+    service.handle(api.BLOB_UPDATE, store.update, lock=lambda r: f"blob/{r.digest}", begins_itself=True)
     service.handle(api.BLOB_DELETE, store.delete, lock=lambda r: f"blob/{r.digest}")
-    service.handle(api.INGEST_WRITE, ingests.write, lock=lambda r: f"ingest/{r.ref}")
+    service.operate(api.BLOB_SCRUB, scrub.scrub, undo=scrub.undo, lock=lambda _: "scrub")
+    service.handle(api.INGEST_OPEN, ingests.open, lock=lambda r: f"ingest/{r.ref}", begins_itself=True)
+    # Recording a request with its payload first would write every byte twice.
+    service.handle(api.INGEST_WRITE, ingests.write, lock=lambda r: f"ingest/{r.ref}", begins_itself=True)
+    service.handle(api.INGEST_RELEASE, ingests.release, lock=lambda r: f"ingest/{r.ref}", begins_itself=True)
     service.handle(api.INGEST_STATUS, ingests.status)
     service.stream(api.INGEST_LIST, ingests.list)
     service.handle(api.INGEST_ABORT, ingests.abort, lock=lambda r: f"ingest/{r.ref}")
@@ -69,14 +78,20 @@ async def setup(process: Process) -> None:
     service.handle(api.NAMESPACE_CREATE, namespaces.create, lock=lambda r: f"namespace/{r.name}")
     service.handle(api.NAMESPACE_UPDATE, namespaces.update, lock=lambda r: f"namespace/{r.name}")
     service.handle(api.NAMESPACE_DELETE, namespaces.delete, lock=lambda r: f"namespace/{r.name}")
-    reconcile(database, layout, holds, following)
-    service.background(_sweep(holds, following, collector, service.client), "collect")
+    reconcile(database, layout, holds, following, scrub)
+    claims.reconcile()
+    service.background(_sweep(holds, following, ingests, claims, collector, service.client), "collect")
+    service.background(scrub.run(), "scrub")
 
 
-async def _sweep(holds: Holds, following: Following, collector: Collector, client: Client) -> None:
+async def _sweep(
+    holds: Holds, following: Following, ingests: Ingests, claims: Claims, collector: Collector, client: Client
+) -> None:
     """At the start, and now and then, removes what couldn't be removed when it became superfluous."""
     while True:
         try:
+            claims.expire()
+            ingests.expire()
             undo_dead_pulls(holds)
             following.sweep()
             await collector.finish(client)

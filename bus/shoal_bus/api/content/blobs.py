@@ -23,6 +23,16 @@ class BlobInfo(Message):
     labels: Labels = {}
     created_at: datetime
     updated_at: datetime
+    rotten: str = ""
+    """What is wrong with its bytes, if anything: they aren't served until it has been fetched or written again."""
+
+
+class UpdateBlob(Request):
+    """`fields` names the labels to change, as `labels.<key>`; empty replaces all. A label without a value goes."""
+
+    digest: Digest
+    labels: Labels = {}
+    fields: list[str] = []
 
 
 class ListBlobs(Filter, Request):
@@ -48,7 +58,10 @@ class ClaimBlob(Request):
 
 
 class Claim(Message):
-    """A claim check: where the blob lies on this node. It isn't removed before `expires_at`."""
+    """A claim check: a path on this node by which the blob's bytes can be had, and nobody else's.
+
+    They stay there until `expires_at`, whatever becomes of the blob. The path can't be guessed: who has it may read.
+    """
 
     digest: Digest
     path: str
@@ -68,7 +81,7 @@ BLOB_READ = StreamVerb(
     "read",
     ReadBlob,
     Chunk,
-    behaviour=behaves("A blob's bytes, or a range of them.", "NOT_FOUND", "OUT_OF_RANGE"),
+    behaviour=behaves("A blob's bytes, or a range of them.", "NOT_FOUND", "OUT_OF_RANGE", "DATA_LOSS"),
 )
 BLOB_CLAIM = Verb(
     "content",
@@ -76,7 +89,18 @@ BLOB_CLAIM = Verb(
     "claim",
     ClaimBlob,
     Claim,
-    behaviour=behaves("The path of a blob on this node, under a temporary lease taken with it.", "NOT_FOUND"),
+    behaviour=behaves(
+        "The path of a blob's bytes on this node, which stay there for a while.", "NOT_FOUND", "DATA_LOSS"
+    ),
+)
+BLOB_UPDATE = Verb(
+    "content",
+    "blob",
+    "update",
+    UpdateBlob,
+    BlobInfo,
+    mutates=True,
+    behaviour=behaves("Changes a blob's labels.", "NOT_FOUND"),
 )
 BLOB_DELETE = Verb(
     "content",

@@ -11,24 +11,53 @@ from shoal_bus.message import Empty, Message, Request
 from shoal_bus.types import Digest, Labels
 from shoal_bus.verb import StreamVerb, Verb, behaves
 
+REF = Field(min_length=1, max_length=512)
+SESSION = Field(default="", max_length=64)
+
 
 class IngestRequest(Request):
-    ref: str = Field(min_length=1, max_length=512)
+    ref: str = REF
+
+
+class OpenIngest(Request):
+    """Begins an ingest, or finds one that was begun, to write to it under `session`: any text of the writer's own.
+
+    As long as that writer goes on (each request holds the ingest for half a minute), a writer under another session, or
+    under none, is told UNAVAILABLE. ALREADY_EXISTS when the namespace has the blob `expected`.
+    """
+
+    ref: str = REF
+    session: str = Field(min_length=1, max_length=64)
+    total: int = Field(default=0, ge=0)
+    expected: Digest | None = None
+    labels: Labels = {}
 
 
 class WriteIngest(Request):
     """Bytes of a blob in the making. They must start where the ingest ends, or the reply is OUT_OF_RANGE.
 
-    `commit` ends it: size and digest are compared with `total` and `expected` where those are given.
+    What is there already may be sent again if it is the same. With `truncate` what is there is dropped first, and
+    `offset` is 0. More bytes than `total` are FAILED_PRECONDITION at once. `commit` ends it: size and digest are
+    compared with `total` and `expected` where those are given.
     """
 
-    ref: str = Field(min_length=1, max_length=512)
+    ref: str = REF
     offset: int = Field(default=0, ge=0)
     data: bytes = b""
+    truncate: bool = False
     total: int = Field(default=0, ge=0)
     expected: Digest | None = None
     commit: bool = False
     labels: Labels = {}
+    session: str = SESSION
+    """The one it was opened under, if it was."""
+
+
+class ReleaseIngest(Request):
+    """A writer is done for now: the ingest stays, and another one may write to it."""
+
+    ref: str = REF
+    session: str = Field(min_length=1, max_length=64)
 
 
 class IngestStatus(Message):
@@ -36,12 +65,26 @@ class IngestStatus(Message):
     offset: int
     total: int = 0
     expected: str = ""
+    labels: Labels = {}
     started_at: datetime
     updated_at: datetime
     committed: Digest | None = None
     """The digest, once it is a blob."""
 
 
+INGEST_OPEN = Verb(
+    "content",
+    "ingest",
+    "open",
+    OpenIngest,
+    IngestStatus,
+    mutates=True,
+    behaviour=behaves(
+        "Begins a blob in the making, or goes on with one, as its only writer.",
+        "ALREADY_EXISTS",
+        "FAILED_PRECONDITION",
+    ),
+)
 INGEST_WRITE = Verb(
     "content",
     "ingest",
@@ -54,8 +97,16 @@ INGEST_WRITE = Verb(
         "ALREADY_EXISTS",
         "OUT_OF_RANGE",
         "FAILED_PRECONDITION",
-        "RESOURCE_EXHAUSTED",
     ),
+)
+INGEST_RELEASE = Verb(
+    "content",
+    "ingest",
+    "release",
+    ReleaseIngest,
+    Empty,
+    mutates=True,
+    behaviour=behaves("Lets others write to an ingest.", "NOT_FOUND"),
 )
 INGEST_STATUS = Verb(
     "content", "ingest", "status", IngestRequest, IngestStatus, behaviour=behaves("How far an ingest is.", "NOT_FOUND")
@@ -70,5 +121,5 @@ INGEST_ABORT = Verb(
     IngestRequest,
     Empty,
     mutates=True,
-    behaviour=behaves("Drops an ingest and its bytes.", "NOT_FOUND"),
+    behaviour=behaves("Drops an ingest and its bytes.", "NOT_FOUND", "FAILED_PRECONDITION"),
 )
