@@ -24,7 +24,8 @@ class Layers:
     """What is done with layers in one snapshotter."""
 
     def __init__(self, snapshots: Snapshots, pool: Pool) -> None:
-        self._snapshots, self._records, self._db = snapshots, snapshots.records, snapshots.db
+        self.snapshots = self._snapshots = snapshots
+        self._records, self._db = snapshots.records, snapshots.db
         self._pool = pool
 
     # ---------------------------------------------------------------------------------------------------------- unpack
@@ -42,7 +43,7 @@ class Layers:
         there = self._committed(ctx, request.name)
         if there is not None:
             return there
-        snapshot = self._snapshots.add(ctx, key, "active", request.parent, {})
+        snapshot = await self._snapshots.add(ctx, key, "active", request.parent, {})
         try:
             done = await self._apply(ctx, request, snapshot, request.diff_id, sync=True)
             with self._db.write(durable=True) as tx:
@@ -130,7 +131,7 @@ class Layers:
         job = Job(
             path=request.path, media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size,
             root=str(self._snapshots.snapshotter.layer(snapshot.id)), lowers=self._snapshots.lowers_of(snapshot),
-            diff_id=diff_id, sync=sync,
+            diff_id=diff_id, sync=sync, whole=self._snapshots.snapshotter.whole,
         )  # fmt: skip
 
         def report(offset: int) -> None:

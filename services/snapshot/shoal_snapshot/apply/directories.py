@@ -147,7 +147,7 @@ class Directories:
         """Makes a directory opaque: nothing below shows through it."""
         if not self.root.below and not directory.below:
             return
-        os.setxattr(self.fd(directory), overlay.OPAQUE, b"y")
+        overlay.make_opaque(self.fd(directory))
         directory.below = ()
         prefix = directory.path + b"/" if directory.path else b""
         for path, known in self._known.items():
@@ -272,6 +272,6 @@ def read_xattrs(path: bytes) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     with suppress(OSError):  # a file system without them has none
         for key in os.listxattr(path, follow_symlinks=False):
-            if not key.startswith("trusted."):
+            if not key.startswith(("trusted.", *overlay.PRIVATE)):
                 found[key] = os.getxattr(path, key, follow_symlinks=False)
     return found

@@ -42,6 +42,8 @@ class Job:
     diff_id: str = ""
     sync: bool = False
     """Have it all on disk in the end."""
+    whole: bool = False
+    """What lies below is in `root` already: what the layer takes away is removed there."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def apply(job: Job, output: _Output) -> Done:
         reporter = threading.Thread(target=report, name="progress", daemon=True)
         reporter.start()
         try:
-            entries = extract(TarReader(layer.chunks()), job.root, job.lowers)
+            entries = extract(TarReader(layer.chunks()), job.root, job.lowers, whole=job.whole)
             layer.verify(job.diff_id)
         finally:
             stop.set()
