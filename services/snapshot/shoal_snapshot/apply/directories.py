@@ -138,7 +138,7 @@ class Directories:
             self.forget()
         fd = os.open(name, _FLAGS, dir_fd=self.fd(parent))
         self._remember(path, fd)
-        inherits = not fresh and bool(os.fstat(fd).st_mode & stat.S_ISGID)
+        inherits = parent.inherits if fresh else bool(os.fstat(fd).st_mode & stat.S_ISGID)
         directory = Directory(path, self._below(parent, name, fd), inherits)
         self._known[path] = directory
         return directory
