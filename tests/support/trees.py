@@ -31,7 +31,7 @@ def grow(root: Path, chance: random.Random, depth: int = 0) -> None:
             grow(path, chance, depth + 1)
             _adorn(path, chance)
         elif kind == 3:
-            os.symlink(chance.choice(["a", "../b", "/etc/passwd", "x" * 150]), path)
+            path.symlink_to(chance.choice(["a", "../b", "/etc/passwd", "x" * 150]))
             os.utime(path, ns=(1, chance.randrange(10**18)), follow_symlinks=False)
         elif kind == 4 and files:
             os.link(chance.choice(files), path)

@@ -124,7 +124,7 @@ def test_content_is_compared_where_somebody_set_the_time(lower: Path, upper: Pat
 def test_without_a_lower_tree_all_is_new(upper: Path, tmp_path: Path) -> None:
     (upper / "d").mkdir()
     (upper / "d/f").write_bytes(b"x" * 700)
-    os.symlink("d/f", upper / "l")
+    (upper / "l").symlink_to("d/f")
     os.mkfifo(upper / "p")
     os.mknod(upper / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     data, _ = layer_of(tmp_path, [], bind(upper))
@@ -184,7 +184,7 @@ def test_attributes_are_told_as_they_are(upper: Path, tmp_path: Path) -> None:
     long = "n" * 120
     (upper / long).mkdir()
     (upper / long / ("m" * 200)).touch()
-    os.symlink("t" * 300, upper / "link")
+    (upper / "link").symlink_to("t" * 300)
     os.utime(upper / "link", ns=(-1_500_000_000, -1_500_000_000), follow_symlinks=False)
     data, _ = layer_of(tmp_path, [], bind(upper))
     entries = {entry.name.rstrip(b"/"): entry for entry in TarReader(iter([data]))}

@@ -14,6 +14,7 @@ from shoal_bus.types import Descriptor, Mount
 from shoal_snapshot import disk
 from shoal_snapshot.apply.pool import Pool
 from shoal_snapshot.apply.worker import Done, Job
+from shoal_snapshot.overlayfs import FUSE_TYPE
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
 
@@ -144,7 +145,7 @@ def target_of(mounts: list[Mount]) -> str:
     """The directory that what is written to a mount list ends up in. INVALID_ARGUMENT if it is read-only or unknown."""
     if len(mounts) == 1 and not mounts[0].target:
         mount = mounts[0]
-        if mount.type == "overlay":
+        if mount.type in ("overlay", FUSE_TYPE):
             for option in mount.options:
                 if option.startswith("upperdir="):
                     return option.removeprefix("upperdir=")

@@ -70,22 +70,16 @@ class ProjectQuota:
                 f"label {SIZE_LABEL}: {self._directory} is on a file system without project quotas",
                 hint="mount it with prjquota (ext4, XFS), or leave the label out",
             )
-        project = _project(id)
+        project = project_of(id)
         self._set(project, max(1, size // 1024))
         for directory in directories:
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                flags, extent, extents, _, cow = struct.unpack(_FSXATTR, fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(28)))
-                new = struct.pack(_FSXATTR, flags | FS_XFLAG_PROJINHERIT, extent, extents, project, cow)
-                fcntl.ioctl(fd, FS_IOC_FSSETXATTR, new)
-            finally:
-                os.close(fd)
+            assign(directory, project)
 
     def forget(self, id: int) -> None:
         """Takes a snapshot's limit away."""
         if self.works:
             with suppress(OSError):  # there was none
-                self._set(_project(id), 0)
+                self._set(project_of(id), 0)
 
     def _set(self, project: int, kibibytes: int) -> None:
         limits = _Limits(bhard=kibibytes, bsoft=kibibytes, valid=QIF_BLIMITS)
@@ -106,5 +100,17 @@ class ProjectQuota:
             os.close(fd)
 
 
-def _project(id: int) -> int:
+def project_of(id: int) -> int:
+    """The project of a snapshot."""
     return _FIRST_PROJECT + id % _FIRST_PROJECT
+
+
+def assign(directory: Path, project: int) -> None:
+    """Has an empty directory, and what is made in it, belong to a project."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags, extent, extents, _, cow = struct.unpack(_FSXATTR, fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(28)))
+        new = struct.pack(_FSXATTR, flags | FS_XFLAG_PROJINHERIT, extent, extents, project, cow)
+        fcntl.ioctl(fd, FS_IOC_FSSETXATTR, new)
+    finally:
+        os.close(fd)
