@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import structlog
 from shoal_bus.api import snapshot as api
@@ -35,10 +36,17 @@ _REMOVE_SECONDS = 1.0
 
 
 class Snapshots:
-    """The snapshots of one snapshotter, by namespace and key."""
+    """The snapshots of one snapshotter, by namespace and key.
+
+    Its events are told by the service whose database it is: a snapshotter in a process of its own has one of its own.
+    """
 
     def __init__(self, database: Database, snapshotter: Snapshotter) -> None:
         self.db, self.snapshotter = database, snapshotter
+        service = database.service or "snapshot"
+        self._prepared = replace(api.SNAPSHOT_PREPARED, service=service)
+        self._committed = replace(api.SNAPSHOT_COMMITTED, service=service)
+        self._removed = replace(api.SNAPSHOT_REMOVED, service=service)
         self.records = Records(database, snapshotter.name)
         self._emptying: asyncio.Task[None] | None = None
         self._more_trash = False
@@ -173,7 +181,7 @@ class Snapshots:
         """Commits a snapshot whose files are on disk, with its event and the request's answer, inside a transaction."""
         committed = self.records.commit(tx, snapshot, name, labels, usage)
         told = api.SnapshotCommitted(key=snapshot.key, name=name, snapshotter=self.snapshotter.name)
-        tx.emit(ctx.namespace, api.SNAPSHOT_COMMITTED, told)
+        tx.emit(ctx.namespace, self._committed, told)
         ctx.answer(tx, committed.info())
         return committed
 
@@ -252,7 +260,7 @@ class Snapshots:
 
     def _added(self, tx: Transaction, ctx: Context, added: Snapshot, *, answer: bool) -> None:
         prepared = api.SnapshotPrepared(key=added.key, parent=added.parent, snapshotter=self.snapshotter.name)
-        tx.emit(ctx.namespace, api.SNAPSHOT_PREPARED, prepared)
+        tx.emit(ctx.namespace, self._prepared, prepared)
         if answer:
             ctx.answer(tx, self.mounts_of(added))
 
@@ -284,7 +292,7 @@ class Snapshots:
     def _drop(self, tx: Transaction, snapshot: Snapshot) -> None:
         self.records.drop(tx, snapshot)
         removed = api.SnapshotRemoved(key=snapshot.key, snapshotter=self.snapshotter.name)
-        tx.emit(snapshot.namespace, api.SNAPSHOT_REMOVED, removed)
+        tx.emit(snapshot.namespace, self._removed, removed)
 
     def _discard(self, snapshot: Snapshot) -> None:
         self.snapshotter.discard(snapshot.id)
