@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import pytest
 from shoal_bus.api import snapshot as api
 from shoal_bus.database import Database
 from shoal_bus.errors import FailedPrecondition, InvalidArgument
-from shoal_snapshot import quota
+from shoal_bus.types import Mount
+from shoal_snapshot import overlay_features, quota
+from shoal_snapshot.diff.compute import compute
 from shoal_snapshot.overlayfs import Overlayfs
 from shoal_snapshot.records import MIGRATIONS
 from shoal_snapshot.snapshots import Snapshots
@@ -62,6 +66,85 @@ class TestFuseOverlayfs(SnapshotterSuite):
                 line.split()[2] for line in Path("/proc/self/mounts").read_text().splitlines() if str(root) in line
             ]
             assert kinds == ["fuse.fuse-overlayfs"]
+
+    async def test_what_it_writes_the_kernel_reads_and_a_layer_holds(
+        self, snapshots: Snapshots, tmp_path: Path
+    ) -> None:
+        with mounted(await self.prepare(snapshots, "a"), tmp_path) as root:
+            for name in ("gone", "anew", "kept"):
+                (root / name).mkdir()
+                (root / name / "old").write_text(name)
+        await self.commit(snapshots, "a", "one")
+        upper, lower = await self.prepare(snapshots, "b", "one"), await self.view(snapshots, "v", "one")
+        with mounted(upper, tmp_path) as root:
+            for name in ("gone", "anew"):
+                (root / name / "old").unlink()
+                (root / name).rmdir()
+            (root / "anew").mkdir()
+            (root / "anew/new").touch()
+            (root / "kept/old").rename(root / "kept/new")
+        told = ["anew/", "anew/new", "anew/.wh.old", ".wh.gone", "kept/", "kept/new", "kept/.wh.old"]
+        assert layer_of(tmp_path, lower, upper) == told
+        await self.commit(snapshots, "b", "two")
+        kernels = Overlayfs(tmp_path / "root", fuse=False)
+        with mounted(kernels.mounts(9, "view", [2, 1]), tmp_path) as root:
+            assert sorted(str(p.relative_to(root)) for p in root.rglob("*")) == [
+                "anew", "anew/new", "kept", "kept/new",
+            ]  # fmt: skip
+        assert layer_of(tmp_path, lower, await self.view(snapshots, "w", "two")) == told
+
+
+def layer_of(directory: Path, lower: list[Mount], upper: list[Mount]) -> list[str]:
+    """The names in the layer that makes `upper` of `lower`."""
+    file = directory / "layer"
+    output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    mounts = {"lower": [m.model_dump() for m in lower], "upper": [m.model_dump() for m in upper]}
+    compute({**mounts, "compression": "none"}, lambda _: None, output)
+    with tarfile.open(file) as archive:
+        return [member.name + ("/" if member.isdir() else "") for member in archive]
+
+
+def test_what_the_kernel_does_by_default_is_turned_off_where_layers_would_not_be_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = tmp_path / "parameters"
+    parameters.mkdir()
+    for name, value in (("index", "N"), ("metacopy", "Y"), ("redirect_dir", "Y")):
+        (parameters / name).write_text(f"{value}\n")
+    monkeypatch.setattr(overlay_features, "_PARAMETERS", parameters)
+    assert overlay_features.probe(tmp_path).options == ("index=off", "metacopy=off", "redirect_dir=off")
+    (parameters / "index").unlink()
+    (parameters / "metacopy").write_text("N\n")
+    assert overlay_features.probe(tmp_path).options == ("redirect_dir=off",)
+
+
+USERNS = """
+import os, sys
+from pathlib import Path
+from shoal_snapshot.overlay_features import probe
+print(" ".join(probe(Path(sys.argv[1])).options))
+"""
+
+
+def test_a_user_namespace_mounts_with_attributes_of_users(tmp_path: Path) -> None:
+    told = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", USERNS, str(tmp_path)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.stdout.split() == ["index=off", "userxattr"]
+
+
+def test_where_the_kernel_cannot_fuse_does(tmp_path: Path) -> None:
+    """What a program serves can't be the kernel's upper directory."""
+    for name in ("below", "upper", "work"):
+        (tmp_path / name).mkdir()
+    options = [f"{option}dir={tmp_path}/{name}" for option, name in
+               (("lower", "below"), ("upper", "upper"), ("work", "work"))]  # fmt: skip
+    with mounted([Mount(type="fuse3.fuse-overlayfs", source="overlay", options=options)], tmp_path) as place:
+        with pytest.raises(FailedPrecondition, match="can't mount overlays there") as error:
+            Overlayfs(place / "overlayfs", fuse=False)
+        assert "fuse-overlayfs" in error.value.hint
+        assert Overlayfs(place / "overlayfs").mount_type == "fuse3.fuse-overlayfs"
 
 
 def test_a_root_that_mount_options_cannot_hold_is_refused(tmp_path: Path) -> None:

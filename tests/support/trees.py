@@ -7,7 +7,7 @@ import random
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,20 @@ def change(root: Path, chance: random.Random) -> None:
             if not os.path.lexists(other):
                 os.link(path, other, follow_symlinks=False)
         elif deed == 7 and directory:
-            grow(path, chance, 3)
+            if chance.random() < 0.5:
+                _move(path)
+            else:
+                grow(path, chance, 3)
         elif not directory and not path.is_symlink():
             os.utime(path, ns=(5, chance.randrange(10**18)))
     grow(root, chance, 2)
+
+
+def _move(path: Path) -> None:
+    """Renames a directory: in place where the file system can, and by a copy where it can't, as mv(1) does."""
+    other = path.with_name("moved")
+    if not os.path.lexists(other):
+        subprocess.run(["mv", str(path), str(other)], check=True)
 
 
 def _remove(path: Path) -> None:
@@ -99,8 +109,8 @@ def _adorn(path: Path, chance: random.Random) -> None:
 class Overlaid:
     """An overlay of several layers under one directory, unmounted."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, options: Sequence[str] = ("index=off",)) -> None:
+        self._directory, self._options = directory, options
         self.lowers = [directory / "lower"]
         """The highest first."""
         self.lowers[0].mkdir(mode=0o755)
@@ -126,7 +136,7 @@ class Overlaid:
     @contextmanager
     def mounted(self, upper: Path | None = None, work: Path | None = None) -> Iterator[Path]:
         """All of it, writable."""
-        options = [f"upperdir={upper or self._upper}", f"workdir={work or self._work}", self._lowerdir, "index=off"]
+        options = [f"upperdir={upper or self._upper}", f"workdir={work or self._work}", self._lowerdir, *self._options]
         point = self._directory / "merged"
         point.mkdir(exist_ok=True)
         mount_all([{"type": "overlay", "source": "overlay", "options": options}], str(point))
@@ -144,7 +154,8 @@ class Overlaid:
         """A mount list of the lower layers."""
         if len(self.lowers) == 1:
             return [{"type": "bind", "source": str(self.lowers[0]), "options": ["ro", "rbind"]}]
-        return [{"type": "overlay", "source": "overlay", "options": [self._lowerdir]}]
+        follow = [option for option in self._options if option == "metacopy=on"]
+        return [{"type": "overlay", "source": "overlay", "options": [self._lowerdir, *follow]}]
 
     @contextmanager
     def sibling(self) -> Iterator[tuple[Path, Any]]:
@@ -180,11 +191,13 @@ class Overlaid:
 
 
 @contextmanager
-def overlaid(directory: Path, chance: random.Random, layers: int) -> Iterator[Overlaid]:
+def overlaid(
+    directory: Path, chance: random.Random, layers: int, options: Sequence[str] = ("index=off",)
+) -> Iterator[Overlaid]:
     """An overlay whose lowest layer is a random tree, and the others changes of what lies below them."""
     place = directory / "overlaid"
     place.mkdir()
-    made = Overlaid(place)
+    made = Overlaid(place, options)
     grow(made.lowers[0], chance)
     for _ in range(layers - 1):
         with made.mounted() as root:

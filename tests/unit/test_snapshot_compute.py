@@ -241,11 +241,14 @@ def test_no_file_is_newer_than_asked(lower: Path, upper: Path, tmp_path: Path) -
         assert {m.name: m.mtime for m in archive} == {".wh.gone": 100, "new": 100, "old": 7}
 
 
-@pytest.mark.parametrize("seed", [*range(10), 41, 70])
-def test_a_layer_applied_to_the_lower_tree_makes_the_upper_one(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("options", [("index=off",), ("metacopy=on", "redirect_dir=on")], ids=["plain", "metacopy"])
+@pytest.mark.parametrize("seed", [*range(40), 41, 70])
+def test_a_layer_applied_to_the_lower_tree_makes_the_upper_one(
+    tmp_path: Path, seed: int, options: tuple[str, ...]
+) -> None:
     """Also by overlayfs's own directory, which must make the very same layer; and unpacked in place, and as a layer."""
     chance = random.Random(seed)
-    with overlaid(tmp_path, chance, layers=1 + seed % 3) as tree:
+    with overlaid(tmp_path, chance, 1 + seed % 3, options) as tree:
         with tree.mounted() as root:
             change(root, chance)
         upper, lower = tree.view(), tree.lower()

@@ -87,7 +87,7 @@ def supports_idmaps(directory: str, *, demanded: bool = False) -> bool:
 def _tried(directory: str) -> bool:
     try:
         with user_namespace([(0, 1000, 1)], [(0, 1000, 1)]) as userns:
-            mount = mounting.open_tree(directory, recursive=False)
+            mount = mounting.open_tree(directory)
             try:
                 mounting.set_idmap(mount, userns)
             finally:

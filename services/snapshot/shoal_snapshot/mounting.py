@@ -10,6 +10,7 @@ list is read here (never written to), and how it is found out what the kernel ca
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,9 +40,9 @@ def call(number: int, what: str, *arguments: int | bytes | object | None) -> int
     return int(result)
 
 
-def open_tree(path: str, *, recursive: bool = True) -> int:
-    """A detached bind mount of a directory."""
-    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0)
+def open_tree(path: str) -> int:
+    """A detached bind mount of a directory, without what is mounted below it."""
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC
     return call(_OPEN_TREE, path, AT_FDCWD, os.fsencode(path), flags)
 
 
@@ -90,6 +91,19 @@ def overlay_directories(options: Sequence[str]) -> tuple[str, list[str]]:
     return upper, lowers
 
 
+def _overlay(layers: Sequence[str], *, userxattr: bool) -> int:
+    """A read-only overlay. What `metacopy` or `redirect_dir` left in a layer is followed, where the kernel can."""
+    lowerdir = f"lowerdir={':'.join(layers)}"
+    if userxattr:
+        return new_mount("overlay", [lowerdir, "userxattr"], read_only=True)
+    try:
+        return new_mount("overlay", [lowerdir, "metacopy=on", "redirect_dir=follow"], read_only=True)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return new_mount("overlay", [lowerdir], read_only=True)
+
+
 @contextmanager
 def detached(mounts: Sequence[dict[str, object]]) -> Iterator[int]:
     """An open directory that shows what a mount list of this service's snapshots would, read-only.
@@ -105,11 +119,7 @@ def detached(mounts: Sequence[dict[str, object]]) -> Iterator[int]:
         if "overlay" in kind:
             upper, lowers = overlay_directories(options)
             layers = [upper, *lowers] if upper else lowers
-            if len(layers) == 1:
-                mount = open_tree(layers[0])
-            else:
-                kept = [option for option in options if option in ("userxattr",)]
-                mount = new_mount("overlay", [f"lowerdir={':'.join(layers)}", *kept], read_only=True)
+            mount = open_tree(layers[0]) if len(layers) == 1 else _overlay(layers, userxattr="userxattr" in options)
         elif kind == "bind" or {"bind", "rbind"} & set(options):
             mount = open_tree(str(mounts[0]["source"]))
         else:

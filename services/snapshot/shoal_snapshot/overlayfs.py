@@ -23,13 +23,18 @@ from shoal_bus.api.snapshot import SIZE_LABEL, VOLATILE_LABEL, Kind
 from shoal_bus.errors import FailedPrecondition, InvalidArgument
 from shoal_bus.types import Mount
 
+from shoal_snapshot import disk
+from shoal_snapshot.apply import overlay
 from shoal_snapshot.idmaps import host_id, idmap_options, mappings_of, supports_idmaps
 from shoal_snapshot.overlay_features import Features, probe
 from shoal_snapshot.quota import ProjectQuota, size_of
 from shoal_snapshot.snapshotter import NO_LABELS, Snapshotter, refuse
+from shoal_snapshot.walking import Descent, names
 
 _SPECIAL = frozenset(':,\\"')
 FUSE_TYPE = "fuse3.fuse-overlayfs"
+_FUSE_MARKS = frozenset({b".wh..wh..opq", b".wh..opq"})
+"""Files by which fuse-overlayfs also says that a directory is opaque."""
 
 
 class Overlayfs(Snapshotter):
@@ -114,6 +119,28 @@ class Overlayfs(Snapshotter):
                 shutil.rmtree(self._snapshots / str(id) / "work" / "work" / "incompat")
             options.append("volatile")
         return [Mount(type=self.mount_type, source="overlay", options=[*options, *self._features.options, *idmap])]
+
+    def seal(self, id: int) -> None:
+        """A layer that fuse-overlayfs has written becomes one that the kernel could have."""
+        if not self._fuse:
+            return
+        with disk.opened(str(self.layer(id))) as fd, Descent(fd) as place:
+            todo = [names(place.fd)]
+            while todo:
+                if not todo[-1]:
+                    todo.pop()
+                    if todo:
+                        place.up()
+                    continue
+                name = todo[-1].pop()
+                if name in _FUSE_MARKS:
+                    times = os.fstat(place.fd)
+                    os.unlink(name, dir_fd=place.fd)
+                    overlay.make_opaque(place.fd)
+                    os.utime(place.fd, ns=(times.st_atime_ns, times.st_mtime_ns))
+                elif stat.S_ISDIR(os.stat(name, dir_fd=place.fd, follow_symlinks=False).st_mode):
+                    place.down(name)
+                    todo.append(names(place.fd))
 
     def discard(self, id: int) -> None:
         self._quota.forget(id)

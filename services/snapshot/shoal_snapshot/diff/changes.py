@@ -23,6 +23,8 @@ from shoal_snapshot.diff.archive import Archive
 from shoal_snapshot.walking import Descent, names
 
 _WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+"""What fuse-overlayfs leaves in a directory that it has made opaque by overlayfs's attribute, too."""
 _KEPT = ("security.capability", "system.posix_acl_access", "system.posix_acl_default")
 _REDIRECTS = ("trusted.overlay.redirect", "user.overlay.redirect")
 _SECOND = 1_000_000_000
@@ -107,6 +109,8 @@ class Changes:
             self._hint.up()
 
     def _visit(self, level: _Level, name: bytes) -> None:
+        if name == _OPAQUE:
+            return
         path = level.path + b"/" + name if level.path else name
         upper = _stat(name, self._upper.fd)
         lower = _stat(name, self._lower.fd) if level.lower else None
