@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 from shoal_bus.locks import Locks
-from shoal_bus.types import Stdio
+from shoal_bus.types import Mount, Stdio
 from shoal_runtime.shim import protocol
 from shoal_runtime.supervisor import ExitRecord, Supervisor, place_of
 
@@ -61,6 +61,7 @@ class Host:
         stdio: Stdio | None = None,
         runtime: str = "runc",
         linux: dict[str, Any] | None = None,
+        rootfs: list[Mount] | None = None,
         **process: Any,
     ) -> int:
         stdio = stdio or Stdio()
@@ -71,7 +72,7 @@ class Host:
             "test",
             id,
             bundle=place,
-            rootfs=bundles.bind(self.rootfs),
+            rootfs=rootfs or bundles.bind(self.rootfs),
             runtime=runtime,
             stdio=stdio,
             request_id=f"r-{id}",
