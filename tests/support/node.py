@@ -18,8 +18,9 @@ START_SECONDS = 30.0
 class ServiceProcess:
     """One copy of one service. `start` returns when it answers; `kill` is a `kill -9`."""
 
-    def __init__(self, name: str, copy: int, node: TestNode, *arguments: str) -> None:
+    def __init__(self, name: str, copy: int, node: TestNode, *arguments: str, module: str = "") -> None:
         self.name, self.copy, self._node, self._arguments = name, copy, node, arguments
+        self._module = module or f"shoal_{name}"
         self.log = node.directory / f"{name}-{copy}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -36,7 +37,7 @@ class ServiceProcess:
         offset = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"shoal_{self.name}", *self._node.arguments, *self._arguments],
+                [sys.executable, "-m", self._module, *self._node.arguments, *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -91,12 +92,12 @@ class TestNode:
             "--node", self.name, "--root", str(self.root), "--state", str(self.state), "--nats-url", self.natsd.url,
         ]  # fmt: skip
 
-    def start(self, *names: str, arguments: tuple[str, ...] = ()) -> list[ServiceProcess]:
-        """Starts a further copy of each service named."""
+    def start(self, *names: str, arguments: tuple[str, ...] = (), module: str = "") -> list[ServiceProcess]:
+        """Starts a further copy of each service named; of one that isn't shoal's own, `module` says what it is."""
         started = []
         for name in names:
             copy = sum(s.name == name for s in self.services)
-            service = ServiceProcess(name, copy, self, *arguments)
+            service = ServiceProcess(name, copy, self, *arguments, module=module)
             self.services.append(service)
             service.start()
             started.append(service)

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 from shoal_bus.locks import Locks
-from shoal_bus.types import Stdio
+from shoal_bus.types import Mount, Stdio
 from shoal_runtime.shim import protocol
 from shoal_runtime.shims import ExitRecord, place_of
 from shoal_runtime.supervisor import Supervisor
@@ -62,6 +62,7 @@ class Host:
         stdio: Stdio | None = None,
         runtime: str = "runc",
         linux: dict[str, Any] | None = None,
+        rootfs: list[Mount] | None = None,
         **process: Any,
     ) -> int:
         stdio = stdio or Stdio()
@@ -72,7 +73,7 @@ class Host:
             "test",
             id,
             bundle=place,
-            rootfs=bundles.bind(self.rootfs),
+            rootfs=rootfs or bundles.bind(self.rootfs),
             runtime=runtime,
             stdio=stdio,
             request_id=f"r-{id}",

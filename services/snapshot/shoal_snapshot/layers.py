@@ -21,6 +21,7 @@ from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver, St
 from shoal_snapshot.apply.pool import Pool
 from shoal_snapshot.apply.stream import hash_blob
 from shoal_snapshot.apply.worker import Done, Job
+from shoal_snapshot.overlayfs import FUSE_TYPE
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
 from shoal_snapshot.syscalls import syncfs
@@ -39,7 +40,8 @@ class Layers:
     def __init__(self, snapshots: Snapshots, pool: Pool, content: Path, memory: Path) -> None:
         """Blobs lie below `content`, the content service's own directory; no other path is looked at. `memory` is a
         directory of this service that those workers lock one at a time that need much of it."""
-        self._snapshots, self._records, self._db = snapshots, snapshots.records, snapshots.db
+        self.snapshots = self._snapshots = snapshots
+        self._records, self._db = snapshots.records, snapshots.db
         self._pool, self._content, self._memory = pool, content, memory
         self._syncs = _Syncs()
         self._awaited: dict[tuple[str, str], asyncio.Event] = {}
@@ -73,16 +75,18 @@ class Layers:
         return await self._unpack_on_parent(ctx, request, key)
 
     async def _unpack_on_parent(self, ctx: Context, request: UnpackLayer, key: str) -> SnapshotInfo:
-        snapshot = self._snapshots.add(ctx, key, "active", request.parent, {})
-        async with self._abandoned_if_it_fails(snapshot):
-            job = self._job(request, snapshot, request.diff_id, growing=request.early)
-            done = await self._extract(ctx, request, job)
-            committed = self._commit(ctx, request, snapshot, done)
-        return await self._outcome(ctx, request, key, committed)
+        while True:
+            snapshot = await self._snapshots.add(ctx, key, "active", request.parent, {})
+            with suppress(_Anew):
+                async with self._abandoned_if_it_fails(snapshot):
+                    job = self._job(request, snapshot, request.diff_id, growing=request.early)
+                    done = await self._extract(ctx, request, job)
+                    committed = self._commit(ctx, request, snapshot, done)
+                return await self._outcome(ctx, request, key, committed)
 
     async def _unpack_detached(self, ctx: Context, request: UnpackLayer, key: str) -> SnapshotInfo:
         """NeedsParent: it can't be had so. Nothing is left then."""
-        snapshot = self._snapshots.add(ctx, key, "active", "", {})
+        snapshot = await self._snapshots.add(ctx, key, "active", "", {})
         async with self._abandoned_if_it_fails(snapshot):
             job = replace(self._job(request, snapshot, request.diff_id, growing=True), detached=True)
             done = await self._extract(ctx, request, job)
@@ -228,7 +232,7 @@ class Layers:
         return Job(
             base=base, path=path, media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size,
             root=str(self._snapshots.snapshotter.layer(snapshot.id)), lowers=self._snapshots.lowers_of(snapshot),
-            diff_id=diff_id, growing=growing, memory=str(self._memory),
+            diff_id=diff_id, growing=growing, memory=str(self._memory), whole=self._snapshots.snapshotter.whole,
         )  # fmt: skip
 
     async def _extract(self, ctx: Context, request: UnpackLayer | ApplyLayer, job: Job) -> Done:
@@ -255,6 +259,8 @@ class Layers:
             except Starved:
                 ctx.log.info("unpack.waits_for_all_of_it", layer=descriptor.digest)
                 await self._whole(job)
+            if job.whole:
+                raise _Anew
             await in_thread(disk.empty, job.root)
 
     async def _verify(self, job: Job, read: tuple[int, int]) -> None:
@@ -300,6 +306,10 @@ class Layers:
             await asyncio.sleep(_LONGEST_PAUSE)
 
 
+class _Anew(Exception):
+    """An extraction begins again, with a new snapshot: what lies below is in the old one, too."""
+
+
 class _Syncs:
     """syncfs(2), once for all who ask while an earlier one is under way: it takes everything with it."""
 
@@ -332,7 +342,7 @@ def target_of(mounts: list[Mount]) -> str:
     """The directory that what is written to a mount list ends up in. INVALID_ARGUMENT if it is read-only or unknown."""
     if len(mounts) == 1 and not mounts[0].target:
         mount = mounts[0]
-        if mount.type == "overlay":
+        if mount.type in ("overlay", FUSE_TYPE):
             for option in mount.options:
                 if option.startswith("upperdir="):
                     return option.removeprefix("upperdir=")

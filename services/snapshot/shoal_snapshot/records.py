@@ -17,8 +17,7 @@ from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument,
 from shoal_bus.filters import label_field
 from shoal_bus.message import pack, unpack
 
-MIGRATIONS = [
-    """
+_SNAPSHOTS = """
 CREATE TABLE snapshots (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used twice: it names a directory
     snapshotter TEXT NOT NULL,
@@ -41,7 +40,18 @@ CREATE TABLE applies (                               -- layers being applied to 
     was_empty   INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
-]
+_MAKINGS = """
+CREATE TABLE makings (                               -- snapshots that their parent is being copied into
+    id          INTEGER PRIMARY KEY,                 -- theirs, once they are there
+    snapshotter TEXT NOT NULL,
+    namespace   TEXT NOT NULL,
+    key         TEXT NOT NULL,
+    parent_id   INTEGER NOT NULL REFERENCES snapshots (id),
+    UNIQUE (snapshotter, namespace, key)
+);
+CREATE INDEX makings_parent ON makings (parent_id);
+"""
+MIGRATIONS = [_SNAPSHOTS, _MAKINGS]
 
 MAX_DEPTH = 500
 """Layers in a chain: as many as the kernel's overlayfs merges (OVL_MAX_STACK)."""
@@ -133,26 +143,68 @@ class Records:
         )
         return [row["id"] for row in rows]
 
+    def makings(self) -> set[int]:
+        """The ids of snapshots that are being made."""
+        rows = self.db.read("SELECT id FROM makings WHERE snapshotter = ?", (self.snapshotter,))
+        return {row["id"] for row in rows}
+
+    def knows(self, id: int) -> bool:
+        """Whether there is a snapshot `id`, in any namespace, or one that is being made."""
+        found = self.db.read_one(
+            "SELECT id FROM snapshots WHERE id = ?1 UNION SELECT id FROM makings WHERE id = ?1", (id,)
+        )
+        return found is not None
+
     # -------------------------------------------------------------------------------------------------------- changing
+
+    def begin_making(self, tx: Transaction, namespace: str, key: str, parent: str) -> tuple[int, list[int]]:
+        """The id of a snapshot that is to be there later, and of those below it. Errors are those of `add`.
+
+        Its parent can't be dropped meanwhile. Whoever begins one has that key's lock, and has ended a dead one's.
+        """
+        if self.find(namespace, key) is not None:
+            raise AlreadyExists(f"snapshot {key}: already exists")
+        below = self._committed_parent(namespace, parent)
+        parents = [below.id, *self.parents(below)]
+        _check_depth(key, parents)
+        tx.execute("INSERT INTO sqlite_sequence SELECT 'snapshots', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence"
+                   " WHERE name = 'snapshots')")  # fmt: skip
+        row = tx.execute("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'snapshots' RETURNING seq").fetchone()
+        tx.execute(
+            "INSERT INTO makings (id, snapshotter, namespace, key, parent_id) VALUES (?, ?, ?, ?, ?)",
+            (row["seq"], self.snapshotter, namespace, key, below.id),
+        )
+        return row["seq"], parents
+
+    def end_making(self, tx: Transaction, namespace: str, key: str) -> int | None:
+        """Forgets that a snapshot was being made; its id, if it was."""
+        row = tx.execute(
+            "DELETE FROM makings WHERE snapshotter = ? AND namespace = ? AND key = ? RETURNING id",
+            (self.snapshotter, namespace, key),
+        ).fetchone()
+        return row["id"] if row is not None else None
 
     def add(
         self, tx: Transaction, namespace: str, key: str, kind: Kind, parent: str, labels: Mapping[str, str],
-        request_id: str,
+        request_id: str, id: int | None = None,
     ) -> Snapshot:  # fmt: skip
-        """A new snapshot on top of a committed one. ALREADY_EXISTS, NOT_FOUND for the parent, INVALID_ARGUMENT."""
+        """A new snapshot on top of a committed one. ALREADY_EXISTS, NOT_FOUND for the parent, INVALID_ARGUMENT.
+
+        `id` is that of one that was being made.
+        """
         if self.find(namespace, key) is not None:
             raise AlreadyExists(f"snapshot {key}: already exists")
         below = self._committed_parent(namespace, parent) if parent else None
         now = time.time()
         tx.execute(
             "INSERT INTO snapshots"
-            " (snapshotter, namespace, key, parent_id, kind, labels, request_id, created_at, updated_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (self.snapshotter, namespace, key, below.id if below else None, kind, _packed(labels), request_id,
+            " (id, snapshotter, namespace, key, parent_id, kind, labels, request_id, created_at, updated_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (id, self.snapshotter, namespace, key, below.id if below else None, kind, _packed(labels), request_id,
              now, now),
         )  # fmt: skip
         added = self.get(namespace, key)
-        self._check_depth(added)
+        _check_depth(key, self.parents(added))
         return added
 
     def commit(
@@ -178,7 +230,7 @@ class Records:
             (name, _packed(labels), usage.size, usage.inodes, now, now, parent_id, snapshot.id),
         )
         committed = self.get(snapshot.namespace, name)
-        self._check_depth(committed)
+        _check_depth(name, self.parents(committed))
         return committed
 
     def label(self, tx: Transaction, snapshot: Snapshot, labels: Mapping[str, str]) -> Snapshot:
@@ -191,16 +243,15 @@ class Records:
 
     def drop(self, tx: Transaction, snapshot: Snapshot) -> None:
         """Removes the record. FAILED_PRECONDITION while others lie on it."""
-        child = self.db.read_one("SELECT key FROM snapshots WHERE parent_id = ? LIMIT 1", (snapshot.id,))
+        child = self.db.read_one(
+            "SELECT key FROM snapshots WHERE parent_id = ?1 UNION SELECT key FROM makings WHERE parent_id = ?1 LIMIT 1",
+            (snapshot.id,),
+        )
         if child is not None:
             raise FailedPrecondition(
                 f"snapshot {snapshot.key}: snapshot {child['key']} lies on it", hint="remove that one first"
             )
         tx.execute("DELETE FROM snapshots WHERE id = ?", (snapshot.id,))
-
-    def _check_depth(self, snapshot: Snapshot) -> None:
-        if len(self.parents(snapshot)) > MAX_DEPTH:
-            raise FailedPrecondition(f"snapshot {snapshot.key}: more than {MAX_DEPTH} layers below it")
 
     def _committed_parent(self, namespace: str, parent: str) -> Snapshot:
         below = self.find(namespace, parent)
@@ -209,6 +260,11 @@ class Records:
         if below.kind != "committed":
             raise InvalidArgument(f"parent snapshot {parent}: is {below.kind}", hint="commit it first")
         return below
+
+
+def _check_depth(key: str, parents: Sequence[int]) -> None:
+    if len(parents) > MAX_DEPTH:
+        raise FailedPrecondition(f"snapshot {key}: more than {MAX_DEPTH} layers below it")
 
 
 def _packed(labels: Mapping[str, str]) -> bytes:

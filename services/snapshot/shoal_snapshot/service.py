@@ -2,27 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
 from shoal_bus.api import snapshot as api
+from shoal_bus.context import Context
+from shoal_bus.errors import FailedPrecondition
+from shoal_bus.harness import Service
 from shoal_bus.process import Process
 
 from shoal_snapshot.apply.pool import Pool
+from shoal_snapshot.btrfs import Btrfs
+from shoal_snapshot.diff.computing import Diffs
 from shoal_snapshot.layers import Layers, target_of
+from shoal_snapshot.native import Native
 from shoal_snapshot.overlayfs import Overlayfs
 from shoal_snapshot.records import MIGRATIONS
 from shoal_snapshot.snapshots import Snapshots
+from shoal_snapshot.snapshotter import Snapshotter
+
+log = structlog.get_logger(__name__)
+
+SNAPSHOTTERS: tuple[type[Snapshotter], ...] = (Overlayfs, Native, Btrfs)
 
 
 async def setup(process: Process) -> None:
-    """Registers every verb, and mends what the last copy left."""
+    """Registers every verb of every snapshotter that works here, and mends what the last copy left."""
     database = process.database(MIGRATIONS)
     service = process.service("snapshots, and layers applied to them")
-    snapshotter = Overlayfs(process.root / Overlayfs.name)
-    snapshots = Snapshots(database, snapshotter)
     pool = Pool()
     process.stack.push_async_callback(pool.close)
-    process.stack.push_async_callback(snapshots.settled)
-    layers = Layers(snapshots, pool, process.node.root_of("content"), process.state)
-    name = snapshotter.name
+    every: dict[str, Layers] = {}
+    for snapshotter in working(process.root):
+        snapshots = Snapshots(database, snapshotter)
+        process.stack.push_async_callback(snapshots.settled)
+        every[snapshotter.name] = Layers(snapshots, pool, process.node.root_of("content"), process.state)
+        register(service, snapshots, every[snapshotter.name])
+    diffs = Diffs([layers.snapshots for layers in every.values()])
+
+    async def each(ctx: Context, request: api.SnapshotterRequest) -> AsyncIterator[api.SnapshotterInfo]:
+        for layers in every.values():
+            yield layers.snapshots.described()
+
+    def target(request: api.ApplyLayer) -> Layers:
+        """The snapshotter whose directories a layer is to be applied to."""
+        place = Path(target_of(request.mounts))
+        owner = next((name for name, other in every.items() if other.snapshots.snapshotter.root in place.parents), "")
+        return every.get(owner) or next(iter(every.values()))
+
+    service.stream(api.SNAPSHOTTER_LIST, each)
+    service.operate(
+        api.DIFF_APPLY,
+        lambda ctx, request: target(request).apply(ctx, request),
+        undo=lambda ctx, request: target(request).undo_apply(ctx, request),
+        lock=lambda r: f"apply/{target_of(r.mounts)}",
+    )
+    service.operate(api.DIFF_COMPUTE, diffs.compute, undo=diffs.undo)
+    for layers in every.values():
+        layers.snapshots.reconcile()
+
+
+def working(root: Path) -> list[Snapshotter]:
+    """The snapshotters that work under a directory: each is really tried."""
+    found: list[Snapshotter] = []
+    for kind in SNAPSHOTTERS:
+        try:
+            found.append(kind(root / kind.name))
+        except FailedPrecondition as error:
+            log.info("snapshotter.unusable", snapshotter=kind.name, why=str(error))
+    return found
+
+
+def register(service: Service, snapshots: Snapshots, layers: Layers) -> None:
+    """Answers one snapshotter's subjects."""
+    name = snapshots.snapshotter.name
 
     service.handle(
         api.SNAPSHOT_PREPARE.on(name), snapshots.prepare, lock=lambda r: f"snapshot/{r.key}", begins_itself=True
@@ -39,8 +93,10 @@ async def setup(process: Process) -> None:
     service.handle(
         api.SNAPSHOT_REMOVE.on(name), snapshots.remove, lock=lambda r: f"snapshot/{r.key}", begins_itself=True
     )
+    service.handle(api.SNAPSHOT_INFO.on(name), snapshots.info)
+    service.handle(
+        api.SNAPSHOT_CLEANUP.on(name), snapshots.cleanup, lock=lambda _: f"cleanup/{name}", begins_itself=True
+    )
     service.operate(
         api.SNAPSHOT_UNPACK.on(name), layers.unpack, undo=layers.undo_unpack, lock=lambda r: f"unpack/{r.name}"
     )
-    service.operate(api.DIFF_APPLY, layers.apply, undo=layers.undo_apply, lock=lambda r: f"apply/{target_of(r.mounts)}")
-    snapshots.reconcile()

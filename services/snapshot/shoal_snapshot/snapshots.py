@@ -3,12 +3,17 @@
 Each change is one transaction, with its event and its answer in it. Directories are made before it commits and taken
 away after it has, so that a record always has its directory; a directory that a dead copy left without a record is
 found at the next start (`reconcile`).
+
+Where a snapshot begins with a copy of its parent, a first transaction writes down that it is being made, and the one
+with its record comes when the copy is there. What a dead copy was making is dropped by the next one who has the lock of
+its key: who repeats the request, or the sweep that finishes what nobody repeats.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import structlog
 from shoal_bus.api import snapshot as api
@@ -19,7 +24,6 @@ from shoal_bus.filters import compile_filters
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
 
-from shoal_snapshot import disk
 from shoal_snapshot.records import Records, Snapshot
 from shoal_snapshot.snapshotter import Snapshotter
 from shoal_snapshot.syscalls import syncfs
@@ -32,10 +36,17 @@ _REMOVE_SECONDS = 1.0
 
 
 class Snapshots:
-    """The snapshots of one snapshotter, by namespace and key."""
+    """The snapshots of one snapshotter, by namespace and key.
+
+    Its events are told by the service whose database it is: a snapshotter in a process of its own has one of its own.
+    """
 
     def __init__(self, database: Database, snapshotter: Snapshotter) -> None:
         self.db, self.snapshotter = database, snapshotter
+        service = database.service or "snapshot"
+        self._prepared = replace(api.SNAPSHOT_PREPARED, service=service)
+        self._committed = replace(api.SNAPSHOT_COMMITTED, service=service)
+        self._removed = replace(api.SNAPSHOT_REMOVED, service=service)
         self.records = Records(database, snapshotter.name)
         self._emptying: asyncio.Task[None] | None = None
         self._more_trash = False
@@ -44,20 +55,20 @@ class Snapshots:
 
     async def prepare(self, ctx: Context, request: api.PrepareSnapshot) -> api.Mounts:
         """An active snapshot. NOT_FOUND or INVALID_ARGUMENT for its parent, ALREADY_EXISTS."""
-        return self.mounts_of(self.add(ctx, request.key, "active", request.parent, request.labels, answer=True))
+        return self.mounts_of(await self.add(ctx, request.key, "active", request.parent, request.labels, answer=True))
 
     async def view(self, ctx: Context, request: api.PrepareSnapshot) -> api.Mounts:
         """A read-only snapshot. NOT_FOUND or INVALID_ARGUMENT for its parent, ALREADY_EXISTS."""
-        return self.mounts_of(self.add(ctx, request.key, "view", request.parent, request.labels, answer=True))
+        return self.mounts_of(await self.add(ctx, request.key, "view", request.parent, request.labels, answer=True))
 
     async def commit(self, ctx: Context, request: api.CommitSnapshot) -> api.SnapshotInfo:
         """The active snapshot becomes a committed one, once its files are on disk. Its labels are replaced."""
         snapshot = self.records.get(ctx.namespace, request.key)
         if snapshot.kind != "active":
             raise FailedPrecondition(f"snapshot {request.key}: is {snapshot.kind}, only an active one can be committed")
-        layer = str(self.snapshotter.layer(snapshot.id))
-        await asyncio.to_thread(syncfs, layer)
-        size, inodes = await asyncio.to_thread(disk.usage, layer)
+        await asyncio.to_thread(self.snapshotter.seal, snapshot.id)
+        await asyncio.to_thread(syncfs, str(self.snapshotter.layer(snapshot.id)))
+        size, inodes = await asyncio.to_thread(self.snapshotter.usage, snapshot.id, self.records.parents(snapshot))
         with self.db.write(durable=True) as tx:
             return self.commit_in(
                 tx, ctx, snapshot, request.name, request.labels, api.Usage(size=size, inodes=inodes)
@@ -98,7 +109,7 @@ class Snapshots:
         if snapshot.kind != "active":
             return snapshot.usage
         try:
-            size, inodes = await asyncio.to_thread(disk.usage, str(self.snapshotter.layer(snapshot.id)))
+            size, inodes = await asyncio.to_thread(self.snapshotter.usage, snapshot.id, self.records.parents(snapshot))
         except FileNotFoundError:
             return self.records.get(ctx.namespace, request.key).usage  # removed meanwhile, or a damaged one
         return api.Usage(size=size, inodes=inodes)
@@ -113,32 +124,54 @@ class Snapshots:
         await self.settled(_REMOVE_SECONDS)
         return Empty()
 
+    async def cleanup(self, ctx: Context, request: api.SnapshotterRequest) -> api.CleanedUp:
+        """Deletes directories without a record, and what was removed; returns when that is done."""
+        with self.db.write() as tx:
+            cleaned = api.CleanedUp(directories=self._discard_unrecorded())
+            ctx.answer(tx, cleaned)
+        self._empty_soon()
+        await self.settled()
+        return cleaned
+
+    async def info(self, ctx: Context, request: api.SnapshotterRequest) -> api.SnapshotterInfo:
+        """What this snapshotter is."""
+        return self.described()
+
     # ------------------------------------------------------------------------------------------------------ for layers
+
+    def described(self) -> api.SnapshotterInfo:
+        """What this snapshotter is."""
+        maker = self.snapshotter
+        return api.SnapshotterInfo(
+            name=maker.name, root=str(maker.root), mount_type=maker.mount_type, capabilities=maker.capabilities()
+        )
 
     def mounts_of(self, snapshot: Snapshot) -> api.Mounts:
         """A snapshot's mount list."""
         parents = self.records.parents(snapshot)
-        return api.Mounts(mounts=self.snapshotter.mounts(snapshot.id, snapshot.kind, parents))
+        return api.Mounts(mounts=self.snapshotter.mounts(snapshot.id, snapshot.kind, parents, snapshot.labels))
 
     def lowers_of(self, snapshot: Snapshot) -> list[str]:
-        """The directories of the layers below a snapshot, the highest first."""
+        """The directories of the layers below a snapshot, the highest first; none where its own holds them."""
+        if self.snapshotter.whole:
+            return []
         return [str(self.snapshotter.layer(parent)) for parent in self.records.parents(snapshot)]
 
-    def add(
+    async def add(
         self, ctx: Context, key: str, kind: api.Kind, parent: str, labels: Labels, *, answer: bool = False
     ) -> Snapshot:
         """A new snapshot with its directories and its event; with `answer`, its mounts are the request's answer."""
+        if self.snapshotter.whole and kind == "active" and parent:
+            return await self._add_filled(ctx, key, parent, labels, answer=answer)
         added: Snapshot | None = None
         try:
             with self.db.write() as tx:
                 added = self.records.add(tx, ctx.namespace, key, kind, parent, labels, ctx.id)
-                prepared = api.SnapshotPrepared(key=key, parent=parent, snapshotter=self.snapshotter.name)
-                tx.emit(ctx.namespace, api.SNAPSHOT_PREPARED, prepared)
-                self.snapshotter.make(added.id, kind, self.records.parents(added))
-                if answer:
-                    ctx.answer(tx, self.mounts_of(added))
+                self.snapshotter.make(added.id, kind, self.records.parents(added), added.labels)
+                self._added(tx, ctx, added, answer=answer)
         except BaseException:
-            self._unmake(added)
+            if added is not None:
+                self._unmake(added.id)
             raise
         return added
 
@@ -155,13 +188,14 @@ class Snapshots:
         """Commits a snapshot whose files are on disk, with its event and the request's answer, inside a transaction."""
         committed = self.records.commit(tx, snapshot, name, labels, usage, parent)
         told = api.SnapshotCommitted(key=snapshot.key, name=name, snapshotter=self.snapshotter.name)
-        tx.emit(ctx.namespace, api.SNAPSHOT_COMMITTED, told)
+        tx.emit(ctx.namespace, self._committed, told)
         ctx.answer(tx, committed.info())
         return committed
 
     def remove_if_there(self, namespace: str, key: str) -> bool:
-        """Removes a snapshot that nothing lies on; says whether there was one."""
+        """Removes a snapshot that nothing lies on, or what a dead copy was making; says whether it was there."""
         with self.db.write() as tx:
+            self._end_making(tx, namespace, key)
             snapshot = self.records.find(namespace, key)
             if snapshot is not None:
                 self._drop(tx, snapshot)
@@ -184,11 +218,9 @@ class Snapshots:
         left to be looked at: taking it away would take theirs.
         """
         with self.db.write() as tx:
+            self._discard_unrecorded()
             there = self.snapshotter.ids()
             recorded = {snapshot.id: snapshot for snapshot in self.records.all()}
-            for id in sorted(there - recorded.keys()):
-                self.snapshotter.discard(id)
-                log.info("reconcile.directory_without_record", id=id)
             missing = [recorded[id] for id in recorded.keys() - there]
             # Those that lie on others come first; ids don't tell.
             for snapshot in sorted(missing, key=lambda one: len(self.records.parents(one)), reverse=True):
@@ -207,22 +239,68 @@ class Snapshots:
 
     # ---------------------------------------------------------------------------------------------------------- within
 
-    def _unmake(self, added: Snapshot | None) -> None:
-        """Takes away the directories of a snapshot whose transaction didn't commit.
+    async def _add_filled(self, ctx: Context, key: str, parent: str, labels: Labels, *, answer: bool) -> Snapshot:
+        """A new active snapshot that begins with its parent's files."""
+        made, begun = 0, False
+        try:
+            with self.db.write() as tx:
+                ctx.begin(tx)
+                self._end_making(tx, ctx.namespace, key)
+                made, parents = self.records.begin_making(tx, ctx.namespace, key, parent)
+                self.snapshotter.make(made, "active", parents, labels)
+            begun = True
+            await self.snapshotter.fill(made, parents, labels)
+            with self.db.write() as tx:
+                self.records.end_making(tx, ctx.namespace, key)
+                added = self.records.add(tx, ctx.namespace, key, "active", parent, labels, ctx.id, made)
+                self._added(tx, ctx, added, answer=answer)
+        except BaseException:
+            if begun:  # its files go before its record, or a full disk couldn't forget it
+                self.snapshotter.discard(made)
+                self._empty_soon()
+                await self.settled()
+                with self.db.write() as tx:
+                    self.records.end_making(tx, ctx.namespace, key)
+            elif made:
+                self._unmake(made)
+            raise
+        return added
 
-        Its id is free again, so another copy may have made a new one of it: the transaction tells.
+    def _added(self, tx: Transaction, ctx: Context, added: Snapshot, *, answer: bool) -> None:
+        prepared = api.SnapshotPrepared(key=added.key, parent=added.parent, snapshotter=self.snapshotter.name)
+        tx.emit(ctx.namespace, self._prepared, prepared)
+        if answer:
+            ctx.answer(tx, self.mounts_of(added))
+
+    def _end_making(self, tx: Transaction, namespace: str, key: str) -> None:
+        """Drops what a dead copy was making."""
+        dead = self.records.end_making(tx, namespace, key)
+        if dead is not None:
+            tx.on_commit(lambda: self._unmake(dead))
+
+    def _unmake(self, id: int) -> None:
+        """Takes away the directories of a snapshot that came to nothing.
+
+        Its id may be free again, and another copy may have made a new one of it: the transaction tells.
         """
-        if added is None:
-            return
         with self.db.write():
-            if self.records.by_id(added.namespace, added.id) is None:
-                self.snapshotter.discard(added.id)
+            if not self.records.knows(id):
+                self.snapshotter.discard(id)
         self._empty_soon()
+
+    def _discard_unrecorded(self) -> int:
+        """Takes away what a dead copy left without a record, and says how much that was. Belongs in a transaction."""
+        known = self.records.makings() | {snapshot.id for snapshot in self.records.all()}
+        unrecorded = sorted(self.snapshotter.ids() - known)
+        for id in unrecorded:
+            self.snapshotter.discard(id)
+            log.info("snapshots.directory_without_record", snapshotter=self.snapshotter.name, id=id)
+        return len(unrecorded)
 
     def _drop(self, tx: Transaction, snapshot: Snapshot) -> None:
         self.records.drop(tx, snapshot)
         removed = api.SnapshotRemoved(key=snapshot.key, snapshotter=self.snapshotter.name)
-        tx.emit(snapshot.namespace, api.SNAPSHOT_REMOVED, removed)
+        tx.emit(snapshot.namespace, self._removed, removed)
 
     def _discard(self, snapshot: Snapshot) -> None:
         self.snapshotter.discard(snapshot.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -14,11 +15,14 @@ log = structlog.get_logger(__name__)
 
 
 class Trash:
-    """A directory whose entries are nobody's any more. It must be on the file system of what is moved into it."""
+    """A directory whose entries are nobody's any more. It must be on the file system of what is moved into it.
 
-    def __init__(self, directory: Path) -> None:
+    `remove` deletes one of them, by its name in an open directory.
+    """
+
+    def __init__(self, directory: Path, remove: Callable[[bytes, int], None] = disk.remove) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._directory = directory
+        self._directory, self._remove = directory, remove
 
     def take(self, path: Path) -> None:
         """Moves `path` in; it may be gone already."""
@@ -32,6 +36,6 @@ class Trash:
         with disk.opened(str(self._directory)) as fd:
             for name in os.listdir(fd):  # noqa: PTH208 (an open directory)
                 try:
-                    disk.remove(os.fsencode(name), fd)
+                    self._remove(os.fsencode(name), fd)
                 except OSError as error:
                     log.warning("trash.kept", path=str(self._directory / name), error=error.strerror)

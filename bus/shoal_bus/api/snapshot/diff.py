@@ -1,6 +1,8 @@
-"""Layers: applied to snapshots."""
+"""Layers: applied to snapshots, and computed from them."""
 
 from __future__ import annotations
+
+from pydantic import Field
 
 from shoal_bus.api.snapshot.snapshots import DEFAULT, KEY, SnapshotInfo
 from shoal_bus.message import Message, Request
@@ -56,6 +58,40 @@ class UnpackLayer(Request):
     early: bool = False
 
 
+class ComputeDiff(Request):
+    """The layer that makes `upper` of `lower`, written into content under its own digest.
+
+    Both are mount lists of this node's snapshots in this namespace; an empty `lower` is an empty directory. Equal trees
+    make equal layers, byte for byte.
+    """
+
+    lower: list[Mount] = []
+    upper: list[Mount]
+    media_type: str = "application/vnd.oci.image.layer.v1.tar+gzip"
+    """An OCI or Docker layer's: uncompressed, gzip or zstd."""
+    ref: str = Field(default="", max_length=512)
+    """The ingest it is written to; empty for one of its own."""
+    labels: Labels = {}
+    """Of the blob, besides `containerd.io/uncompressed`, which is its diff ID."""
+    source_date_epoch: int | None = Field(default=None, ge=0, lt=1 << 33)
+    """Seconds since 1970: no file in the layer is newer, and what is removed has this time."""
+
+
+class ComputedDiff(Message):
+    """The layer's descriptor (its diff ID is also the annotation `containerd.io/uncompressed`)."""
+
+    descriptor: Descriptor
+    diff_id: Digest
+    entries: int
+
+
+class ComputeProgress(Message):
+    """Bytes of the layer, as tar and as compressed."""
+
+    uncompressed: int = 0
+    written: int = 0
+
+
 DIFF_APPLY = OperationVerb(
     "snapshot",
     "diff",
@@ -76,5 +112,20 @@ SNAPSHOT_UNPACK = OperationVerb(
     ApplyProgress,
     behaviour=behaves(
         "Makes a layer a committed snapshot.", "NOT_FOUND", "FAILED_PRECONDITION", "DATA_LOSS", "RESOURCE_EXHAUSTED"
+    ),
+)
+DIFF_COMPUTE = OperationVerb(
+    "snapshot",
+    "diff",
+    "compute",
+    ComputeDiff,
+    ComputedDiff,
+    ComputeProgress,
+    behaviour=behaves(
+        "Makes a layer of what differs between two mounts, and a blob of that.",
+        "NOT_FOUND",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "RESOURCE_EXHAUSTED",
     ),
 )

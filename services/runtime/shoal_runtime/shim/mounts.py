@@ -1,8 +1,9 @@
 """Mounts a snapshot's `Mount` list on a directory, and takes it away again: mount(2) by ctypes.
 
-Options are those of mount(8): the ones with a flag of their own become flags, all others go to the file system as data.
-A bind mount with further flags needs a second call for them; overlayfs data longer than a page is given piece by piece
-through the new mount API (fsconfig(2)).
+Options are those of mount(8): the ones with a flag of their own become flags, all others go to the file system as data;
+those with mappings of owners, and mounts of type `fuse3.<program>`, are the affair of `idmapped` and `fuse`. A bind
+mount with further flags needs a second call for them; overlayfs data longer than a page is given piece by piece through
+the new mount API (fsconfig(2)).
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 
 
-def _check(result: int, what: str) -> int:
+def check(result: int, what: str) -> int:
+    """What a system call returned; OSError if it failed."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
@@ -82,6 +84,16 @@ def parse_options(options: list[str]) -> tuple[int, list[int], list[str]]:
 
 def mount(kind: str, source: str, target: str, options: list[str]) -> None:
     """Mounts one entry on `target`. OSError names what failed."""
+    if any(option.startswith(("uidmap=", "gidmap=")) for option in options):
+        from shoal_runtime.shim import idmapped  # few containers need it, and it would be in every shim
+
+        idmapped.mount(kind, source, target, options)
+        return
+    if kind.startswith(("fuse3.", "fuse.")):
+        from shoal_runtime.shim import fuse
+
+        fuse.mount(kind, source, target, options)
+        return
     flags, propagation, data = parse_options(options)
     joined = ",".join(data)
     if kind == "overlay" and len(joined) >= _PAGE:
@@ -92,17 +104,22 @@ def mount(kind: str, source: str, target: str, options: list[str]) -> None:
             # A bind takes no other flags in the same call.
             _mount("", target, "", flags & ~MS_REC | MS_REMOUNT, "")
     for flag in propagation:
-        _mount("", target, "", flag, "")
+        change(target, flag)
+
+
+def change(target: str, flags: int) -> None:
+    """Changes how a mount is propagated."""
+    _mount("", target, "", flags, "")
 
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
     result = _libc.mount(source.encode(), target.encode(), kind.encode() or None, flags, data.encode() or None)
-    _check(result, f"mount {kind or 'bind'} on {target}")
+    check(result, f"mount {kind or 'bind'} on {target}")
 
 
 def _mount_long_overlay(source: str, target: str, data: list[str], flags: int) -> None:
     """An overlay of so many layers that its options don't fit a page: one fsconfig(2) call for each layer."""
-    fs = _check(_libc.syscall(_FSOPEN, b"overlay", FSOPEN_CLOEXEC), "fsopen overlay")
+    fs = check(_libc.syscall(_FSOPEN, b"overlay", FSOPEN_CLOEXEC), "fsopen overlay")
     try:
         _set(fs, "source", source)
         for option in data:
@@ -113,13 +130,13 @@ def _mount_long_overlay(source: str, target: str, data: list[str], flags: int) -
             elif value:
                 _set(fs, key, value)
             else:
-                _check(_libc.syscall(_FSCONFIG, fs, FSCONFIG_SET_FLAG, key.encode(), None, 0), f"overlay option {key}")
-        _check(_libc.syscall(_FSCONFIG, fs, FSCONFIG_CMD_CREATE, None, None, 0), "overlay")
+                check(_libc.syscall(_FSCONFIG, fs, FSCONFIG_SET_FLAG, key.encode(), None, 0), f"overlay option {key}")
+        check(_libc.syscall(_FSCONFIG, fs, FSCONFIG_CMD_CREATE, None, None, 0), "overlay")
         attributes = MOUNT_ATTR_RDONLY if flags & MS_RDONLY else 0
-        made = _check(_libc.syscall(_FSMOUNT, fs, FSMOUNT_CLOEXEC, attributes), "fsmount overlay")
+        made = check(_libc.syscall(_FSMOUNT, fs, FSMOUNT_CLOEXEC, attributes), "fsmount overlay")
         try:
             moved = _libc.syscall(_MOVE_MOUNT, made, b"", AT_FDCWD, target.encode(), MOVE_MOUNT_F_EMPTY_PATH)
-            _check(moved, f"mount overlay on {target}")
+            check(moved, f"mount overlay on {target}")
         finally:
             os.close(made)
     finally:
@@ -128,7 +145,7 @@ def _mount_long_overlay(source: str, target: str, data: list[str], flags: int) -
 
 def _set(fs: int, key: str, value: str) -> None:
     result = _libc.syscall(_FSCONFIG, fs, FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)
-    _check(result, f"overlay option {key}")
+    check(result, f"overlay option {key}")
 
 
 def mount_all(mounts: list[dict[str, Any]], root: str) -> None:

@@ -36,7 +36,7 @@ def directories(rootfs: Sequence[Mount]) -> list[str]:
     if not rootfs:
         return []
     mount = next((m for m in reversed(rootfs) if not m.target), rootfs[-1])
-    if mount.type == "overlay":
+    if mount.type in ("overlay", "fuse3.fuse-overlayfs"):
         options = dict(one.partition("=")[::2] for one in mount.options)
         upper = [options["upperdir"]] if options.get("upperdir") else []
         return [_unescape(one) for one in upper + _split(options.get("lowerdir", ""))]

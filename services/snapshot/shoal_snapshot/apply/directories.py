@@ -162,7 +162,7 @@ class Directories:
             self.forget()
         fd = os.open(name, _FLAGS, dir_fd=self.fd(parent))
         self._remember(path, fd)
-        inherits = opaque = False
+        inherits, opaque = parent.inherits if fresh else False, False
         if not fresh:
             was = os.fstat(fd)
             inherits = bool(was.st_mode & stat.S_ISGID)
@@ -185,7 +185,7 @@ class Directories:
         """Makes a directory opaque: nothing below shows through it."""
         if not (self.root.below or self.root.uncertain or directory.below or directory.uncertain):
             return
-        os.setxattr(self.fd(directory), overlay.OPAQUE, b"y")
+        overlay.make_opaque(self.fd(directory))
         self.forget()  # what is below it has changed for all that lies in it
         directory.below, directory.uncertain = (), False
 
@@ -394,6 +394,6 @@ def read_xattrs(path: bytes) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     with suppress(OSError):  # a file system without them has none
         for key in os.listxattr(path, follow_symlinks=False):
-            if not key.startswith("trusted."):
+            if not key.startswith(("trusted.", *overlay.PRIVATE)):
                 found[key] = os.getxattr(path, key, follow_symlinks=False)
     return found

@@ -1,7 +1,8 @@
 """Writes the entries of a layer into a directory (OCI image-spec, layer.md, "Applying Changesets").
 
 The later of two entries with one name wins. Whiteouts become what overlayfs understands where there are layers below,
-and nothing where there are none. The archive's own root entry is passed over, as containerd does: many tools write
+removals where the directory holds the whole tree, and nothing where there is nothing. The archive's own root entry is
+passed over, as containerd does: many tools write
 whatever directory they happened to run in.
 """
 
@@ -28,6 +29,7 @@ from shoal_snapshot.apply.tar import (
     Entry,
     TarReader,
 )  # fmt: skip
+from shoal_snapshot.apply.whole import Whole, forget_xattrs
 
 MAX_ENTRIES = 10_000_000
 _WHITEOUT = b".wh."
@@ -43,13 +45,16 @@ class Extracted:
     implied: dict[bytes, bool]
 
 
-def extract(reader: TarReader, root: str, lowers: Sequence[str] = (), *, detached: bool = False) -> Extracted:
+def extract(
+    reader: TarReader, root: str, lowers: Sequence[str] = (), *, detached: bool = False, whole: bool = False
+) -> Extracted:
     """Extracts an archive into `root`, whose layers below are `lowers`. The process's umask must be 0.
 
-    `detached`: there are layers below, but nobody knows yet what they hold. NeedsParent where that matters.
+    `detached`: there are layers below, but nobody knows yet what they hold. NeedsParent where that matters. `whole`:
+    what the layers below make together is in `root` already.
     """
     directories = Directories(root, lowers, detached=detached)
-    extractor = _Extractor(reader, directories, bool(lowers) or detached)
+    extractor = _Extractor(reader, directories, bool(lowers) or detached, Whole() if whole else None)
     count = 0
     try:
         for entry in reader:
@@ -78,8 +83,8 @@ def extract(reader: TarReader, root: str, lowers: Sequence[str] = (), *, detache
 
 
 class _Extractor:
-    def __init__(self, reader: TarReader, directories: Directories, layered: bool) -> None:
-        self._reader, self._directories, self._layered = reader, directories, layered
+    def __init__(self, reader: TarReader, directories: Directories, layered: bool, whole: Whole | None) -> None:
+        self._reader, self._directories, self._layered, self._whole = reader, directories, layered, whole
 
     def add(self, entry: Entry) -> None:
         path = _clean(entry.name)
@@ -90,10 +95,12 @@ class _Extractor:
         parent = self._directories.resolve(parent_path)
         if name.startswith(_WHITEOUT):
             self._white_out(parent, name)
-        elif entry.kind == REGULAR:
+            return
+        first = self._whole is not None and self._whole.bring(_join(parent, name))
+        if entry.kind == REGULAR:
             self._file(entry, parent, name)
         elif entry.kind == DIRECTORY:
-            self._directory(entry, parent, name)
+            self._directory(entry, parent, name, anew=first)
         elif entry.kind == HARDLINK:
             self._hardlink(entry, parent, name)
         elif entry.kind == SYMLINK:
@@ -129,7 +136,7 @@ class _Extractor:
         finally:
             os.close(fd)
 
-    def _directory(self, entry: Entry, parent: Directory, name: bytes) -> None:
+    def _directory(self, entry: Entry, parent: Directory, name: bytes, *, anew: bool) -> None:
         fd = self._directories.fd(parent)
         path = _join(parent, name)
         try:
@@ -141,6 +148,8 @@ class _Extractor:
                 os.mkdir(name, 0o755, dir_fd=self._directories.fd(parent))
                 # What was here hid the directory below it, and so must this.
                 self._directories.hide(self._directories.enter(parent, name, fresh=True))
+            elif anew:
+                forget_xattrs(self._directories.fd(self._directories.enter(parent, name, fresh=False)))
         self._directories.describe(
             path, Attributes(entry.mode, entry.uid, entry.gid, entry.atime, entry.mtime, entry.xattrs)
         )
@@ -175,10 +184,10 @@ class _Extractor:
 
     def _white_out(self, parent: Directory, name: bytes) -> None:
         """A whiteout hides what layers below have, and nothing of its own layer."""
-        if not self._layered:
+        if not self._layered and self._whole is None:
             return
         if name == _OPAQUE:
-            self._directories.hide(parent)
+            self._hide(parent)
             return
         hidden = name[len(_WHITEOUT) :]
         if hidden.startswith(_WHITEOUT):
@@ -186,11 +195,22 @@ class _Extractor:
         if hidden in (b"", b".", b".."):
             raise Unacceptable(f"{shown(name)}: a whiteout of nothing")
         fd = self._directories.fd(parent)
+        if self._whole is not None:
+            if self._whole.take_away(_join(parent, hidden), hidden, fd):
+                self._directories.forget()
+            return
         try:
             overlay.whiteout(hidden, fd)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(hidden, dir_fd=fd, follow_symlinks=False).st_mode):
                 self._directories.hide(self._directories.enter(parent, hidden, fresh=False))
+
+    def _hide(self, parent: Directory) -> None:
+        if self._whole is None:
+            self._directories.hide(parent)
+            return
+        self._whole.clear(parent.path, self._directories.fd(parent))
+        self._directories.forget()
 
     # ---------------------------------------------------------------------------------------------------------- helpers
 

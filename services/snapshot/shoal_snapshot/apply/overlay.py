@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 OPAQUE = "trusted.overlay.opaque"
-PRIVATE = "trusted.overlay."
-"""Attributes that are overlayfs's own; a layer doesn't bring any."""
+USER_OPAQUE = "user.overlay.opaque"
+"""The same for mounts with `userxattr`: where `trusted.*` may not be written."""
+PRIVATE = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
+"""Attributes that are overlayfs's own, or fuse-overlayfs's; a layer doesn't bring any."""
 _ABSENT = frozenset({errno.ENODATA, errno.ENOTSUP})
 
 
@@ -30,8 +32,20 @@ def is_whiteout(status: os.stat_result) -> bool:
 
 def is_opaque(path: bytes | int) -> bool:
     """Whether this directory hides what lower layers have in it."""
+    return _marked(path, OPAQUE) or _marked(path, USER_OPAQUE)
+
+
+def make_opaque(fd: int) -> None:
+    """Has an open directory hide what lower layers have in it."""
     try:
-        return os.getxattr(path, OPAQUE) == b"y"
+        os.setxattr(fd, OPAQUE, b"y")
+    except PermissionError:
+        os.setxattr(fd, USER_OPAQUE, b"y")
+
+
+def _marked(path: bytes | int, mark: str) -> bool:
+    try:
+        return os.getxattr(path, mark) == b"y"
     except OSError as error:
         if error.errno in _ABSENT:
             return False

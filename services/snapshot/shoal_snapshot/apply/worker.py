@@ -50,6 +50,8 @@ class Job:
     diff_id: str = ""
     growing: bool = False
     """The blob is still being written, and verified by whoever writes it."""
+    whole: bool = False
+    """What lies below is in `root` already: what the layer takes away is removed there."""
 
     @property
     def blob(self) -> Blob:
@@ -103,7 +105,7 @@ def apply(job: Job, output: _Output) -> Done:
         reporter = threading.Thread(target=report, name="progress", daemon=True)
         reporter.start()
         try:
-            extracted = extract(TarReader(layer.chunks()), job.root, job.lowers, detached=job.detached)
+            extracted = extract(TarReader(layer.chunks()), job.root, job.lowers, detached=job.detached, whole=job.whole)
             layer.verify(job.diff_id)
         finally:
             stop.set()
