@@ -13,7 +13,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -26,6 +26,7 @@ from shoal_bus.filters import compile_filters
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
 
+from shoal_content import leases
 from shoal_content.labels import dump, load
 from shoal_content.layout import Layout, hash_file, sync
 from shoal_content.store import Store
@@ -97,8 +98,11 @@ class Ingests:
         if row is None and request.offset:
             raise OutOfRange(f"ingest {request.ref}: is at 0, not at {request.offset}")
         if row is None and request.expected and self._store.sees(ctx.namespace, request.expected):
+            self._lease(ctx, request.expected)
             raise AlreadyExists(f"blob {request.expected}: is there already")
-        path = self.begin(ctx.namespace, request.ref, request.expected or "", request.total, "", request.labels)
+        path = self.begin(
+            ctx.namespace, request.ref, request.expected or "", request.total, "", request.labels, ctx.lease
+        )
         offset = await asyncio.to_thread(self._append, path, ctx, request)
         with self._db.write() as tx:
             tx.execute(
@@ -136,7 +140,9 @@ class Ingests:
 
     # ------------------------------------------------------------------------------------------------------ for pulls
 
-    def begin(self, namespace: str, ref: str, expected: str, total: int, pull: str, labels: Labels) -> Path:
+    def begin(
+        self, namespace: str, ref: str, expected: str, total: int, pull: str, labels: Labels, lease: str = ""
+    ) -> Path:
         """The file of an ingest, begun now or before. `pull` takes over one that another pull left."""
         now = time.time()
         with self._db.write() as tx:
@@ -144,6 +150,7 @@ class Ingests:
                 "INSERT OR IGNORE INTO ingests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (namespace, ref, secrets.token_hex(16), total, expected, pull, dump(labels), now, now),
             )
+            leases.attach(tx, namespace, lease, "ingests", ref)
             if pull:
                 tx.execute(
                     "UPDATE ingests SET pull = ?, updated_at = ? WHERE namespace = ? AND ref = ?",
@@ -166,9 +173,11 @@ class Ingests:
         self._store.add(tx, namespace, self._layout.ingest(row["file"]), digest, size, load(row["labels"]))
         self._drop(tx, row)
 
-    def remove_files_of(self, pull: str) -> None:
+    def remove_files_of(self, pull: str, condition: Callable[[Transaction], bool] = lambda _: True) -> None:
         """Removes the files of a pull's ingests. Their rows stay, at 0: a full disk may refuse to change them."""
         with self._db.write() as tx:  # it keeps another pull from taking one over meanwhile
+            if not condition(tx):
+                return
             for row in tx.execute("SELECT file FROM ingests WHERE pull = ?", (pull,)).fetchall():
                 self._layout.ingest(row["file"]).unlink(missing_ok=True)
 
@@ -183,9 +192,17 @@ class Ingests:
 
     # --------------------------------------------------------------------------------------------------------- within
 
+    def _lease(self, ctx: Context, digest: str) -> None:
+        """Has the request's lease, if there is one, hold a blob that is there already."""
+        if ctx.lease:
+            with self._db.write() as tx:
+                leases.attach(tx, ctx.namespace, ctx.lease, "content", digest)
+
     @staticmethod
     def _drop(tx: Transaction, row: sqlite3.Row) -> None:
-        tx.execute("DELETE FROM ingests WHERE namespace = ? AND ref = ?", (row["namespace"], row["ref"]))
+        where = (row["namespace"], row["ref"])
+        tx.execute("DELETE FROM ingests WHERE namespace = ? AND ref = ?", where)
+        tx.execute("DELETE FROM lease_resources WHERE namespace = ? AND type = 'ingests' AND id = ?", where)
 
     @staticmethod
     def _append(path: Path, ctx: Context, request: WriteIngest) -> int:
@@ -222,6 +239,7 @@ class Ingests:
         if self._store.sees(ctx.namespace, digest):
             with self._db.write() as tx:
                 self._drop(tx, row)
+            self._lease(ctx, digest)
             await asyncio.to_thread(path.unlink, missing_ok=True)
             raise AlreadyExists(f"blob {digest}: is there already")
         await asyncio.to_thread(sync, path)
@@ -232,6 +250,7 @@ class Ingests:
                 (dump(load(row["labels"]) | request.labels), ctx.namespace, request.ref),
             )
             self.commit(tx, ctx.namespace, request.ref, digest, size)
+            leases.attach(tx, ctx.namespace, ctx.lease, "content", digest)
             ctx.answer(tx, told)
         return told
 

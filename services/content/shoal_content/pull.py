@@ -10,28 +10,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import structlog
 from shoal_bus.api import snapshot as snapshots
 from shoal_bus.api.content import Image, PullImage
 from shoal_bus.context import Context
 from shoal_bus.database import Database
 from shoal_bus.errors import Cancelled, NotFound, ShoalError
-from shoal_bus.locks import Locks
 from shoal_bus.types import Descriptor
 
 from shoal_content import media, platforms, reference
-from shoal_content.collect import Collector, snapshot_lock
+from shoal_content.collect import Collector
 from shoal_content.fetch import Fetcher
 from shoal_content.holds import Holds
 from shoal_content.images import Images
+from shoal_content.leases import attach
 from shoal_content.progress import Progress
 from shoal_content.reference import Reference
 from shoal_content.registry.http import HttpResolver
 from shoal_content.registry.resolver import Resolver
 from shoal_content.store import Store
 from shoal_content.tree import check, choose_manifest
-
-log = structlog.get_logger(__name__)
 
 _UNPACK_TRIES = 5
 
@@ -47,10 +44,9 @@ class Pulls:
         holds: Holds,
         fetcher: Fetcher,
         collector: Collector,
-        locks: Locks,
     ) -> None:
         self.db, self.store, self.images, self.holds = database, store, images, holds
-        self.fetcher, self.collector, self.locks = fetcher, collector, locks
+        self.fetcher, self.collector = fetcher, collector
 
     async def pull(self, ctx: Context, request: PullImage) -> Image:
         """Fetches an image, verifies and unpacks it."""
@@ -69,7 +65,7 @@ class Pulls:
     async def undo(self, ctx: Context, request: PullImage) -> None:
         """Takes away what a pull brought that came to nothing."""
         self.holds.fail(ctx.id)
-        await self.collector.finish(ctx.client)
+        await self.collector.after_deletion(wait=True)
 
     async def _undo_and_say(self, ctx: Context, request: PullImage) -> None:
         try:
@@ -149,7 +145,7 @@ class _Pull:
 
     async def _unpack(self, at: int, layer: Descriptor, diff_id: str, chain_id: str, parent: str) -> None:
         """Has the snapshot service make a layer a snapshot, unless there is one."""
-        if await self._hold_snapshot(at, chain_id):
+        if await self._hold_snapshot(chain_id):
             self._progress.layer(at, "exists")
             return
         self._progress.layer(at, "extracting", offset=0)
@@ -177,19 +173,17 @@ class _Pull:
                 raise type(error)(f"{self._wanted}: layer {layer.digest}: {error.message}", hint=error.hint) from None
         self._progress.layer(at, "done", offset=layer.size)
 
-    async def _hold_snapshot(self, at: int, chain_id: str) -> bool:
+    async def _hold_snapshot(self, chain_id: str) -> bool:
         """Holds a layer's snapshot; says whether it is there already."""
         snapshotter, namespace = self._request.snapshotter, self._ctx.namespace
-        # Under this lock the collector decides whether it goes.
-        async with self._pulls.locks.hold(snapshot_lock(namespace, snapshotter, chain_id)):
-            try:
-                stat = snapshots.SNAPSHOT_STAT.on(snapshotter)
-                await self._ctx.client.call(stat, snapshots.SnapshotRequest(key=chain_id), patience=30.0)
-                there = True
-            except NotFound:
-                there = False
-            self._pulls.holds.hold_snapshot(self._ctx.id, namespace, snapshotter, chain_id, at, made=not there)
-        return there
+        # In this order: a collection that hasn't seen that it is held sees that it has been looked at.
+        self._pulls.holds.hold_snapshot(self._ctx.id, namespace, snapshotter, chain_id)
+        try:
+            stat = snapshots.SNAPSHOT_STAT.on(snapshotter)
+            await self._ctx.client.call(stat, snapshots.SnapshotRequest(key=chain_id), patience=30.0)
+        except NotFound:
+            return False
+        return True
 
     # --------------------------------------------------------------------------------------------------------- record
 
@@ -201,14 +195,11 @@ class _Pull:
             labels = (old.labels if old is not None else {}) | self._request.labels
             image = pulls.images.put(tx, ctx.namespace, name, target, labels, ctx.id)
             pulls.holds.succeed(tx, ctx.id, ctx.namespace, name)
-            if old is not None and old.target.digest != target.digest:
-                pulls.collector.collect_tree(tx, ctx.namespace, old.target)
+            attach(tx, ctx.namespace, ctx.lease, "images", name)
             ctx.answer(tx, image)
         self._progress.done()
-        try:
-            await pulls.collector.finish(ctx.client)
-        except OSError as error:
-            log.warning("pull.collect_later", image=name, error=str(error))
+        if old is not None and old.target.digest != target.digest:
+            await pulls.collector.after_deletion(wait=True)
         return image
 
 

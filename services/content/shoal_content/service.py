@@ -6,7 +6,6 @@ import asyncio
 
 import structlog
 from shoal_bus.api import content as api
-from shoal_bus.client import Client
 from shoal_bus.process import Process
 
 from shoal_content import reference
@@ -16,6 +15,7 @@ from shoal_content.holds import Holds
 from shoal_content.images import Images
 from shoal_content.ingests import Ingests
 from shoal_content.layout import Layout
+from shoal_content.leases import Leases
 from shoal_content.namespaces import Namespaces
 from shoal_content.pull import Pulls
 from shoal_content.reconcile import reconcile, undo_dead_pulls
@@ -36,13 +36,15 @@ async def setup(process: Process) -> None:
     layout = Layout(process.root)
     store = Store(database, layout)
     trees = Trees(store)
-    collector = Collector(database, store, trees, process.locks)
+    collector = Collector(database, store, layout, process.locks, service.client)
+    process.stack.push_async_callback(collector.stop)
+    leases = Leases(database, collector)
     images = Images(database, collector)
     resolving = Resolving(trees, images)
     ingests = Ingests(database, layout, store)
-    holds = Holds(database, store, ingests, collector)
+    holds = Holds(database, store, ingests, trees)
     fetcher = Fetcher(database, store, ingests, holds, process.locks)
-    pulls = Pulls(database, store, images, holds, fetcher, collector, process.locks)
+    pulls = Pulls(database, store, images, holds, fetcher, collector)
     namespaces = Namespaces(database)
 
     service.handle(api.BLOB_INFO, store.info)
@@ -62,21 +64,30 @@ async def setup(process: Process) -> None:
     service.handle(api.IMAGE_RESOLVE, resolving.resolve)
     # Not the image's own lock: whoever deletes it meanwhile needn't wait for the end of a pull.
     service.operate(api.IMAGE_PULL, pulls.pull, undo=pulls.undo, lock=lambda r: f"pull/{reference.parse(r.name)}")
+    service.handle(api.LEASE_CREATE, leases.create, lock=lambda r: f"lease/{r.id}")
+    service.handle(api.LEASE_DELETE, leases.delete, lock=lambda r: f"lease/{r.id}")
+    service.handle(api.LEASE_GET, leases.get)
+    service.stream(api.LEASE_LIST, leases.list)
+    service.handle(api.LEASE_ADD, leases.add, lock=lambda r: f"lease/{r.lease}")
+    service.handle(api.LEASE_REMOVE, leases.remove, lock=lambda r: f"lease/{r.lease}")
+    service.stream(api.LEASE_RESOURCES, leases.resources)
+    service.handle(api.NODE_GC, collector.gc, lock=lambda r: f"gc/{'soon' if r.soon else 'now'}")
     service.handle(api.NAMESPACE_GET, namespaces.get)
     service.stream(api.NAMESPACE_LIST, namespaces.list)
     service.handle(api.NAMESPACE_CREATE, namespaces.create, lock=lambda r: f"namespace/{r.name}")
     service.handle(api.NAMESPACE_UPDATE, namespaces.update, lock=lambda r: f"namespace/{r.name}")
     service.handle(api.NAMESPACE_DELETE, namespaces.delete, lock=lambda r: f"namespace/{r.name}")
     reconcile(database, layout, holds)
-    service.background(_sweep(holds, collector, service.client), "collect")
+    service.background(_undo_dead_pulls(holds, collector), "pulls")
+    service.background(collector.run_for_ever(), "collection")
 
 
-async def _sweep(holds: Holds, collector: Collector, client: Client) -> None:
-    """At the start, and now and then, removes what couldn't be removed when it became superfluous."""
+async def _undo_dead_pulls(holds: Holds, collector: Collector) -> None:
+    """Now and then, undoes what couldn't be undone when it failed."""
     while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
         try:
             undo_dead_pulls(holds)
-            await collector.finish(client)
+            collector.look_again()
         except Exception:
             log.exception("sweep.failed")
-        await asyncio.sleep(_SWEEP_SECONDS)

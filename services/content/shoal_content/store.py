@@ -36,11 +36,13 @@ from shoal_bus.filters import compile_filters, label_field
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
 
+from shoal_content import media
 from shoal_content.labels import dump, load
 from shoal_content.layout import Layout
 
 _PAGE = 500
 _CHUNK = 256 * 1024
+_PEEK = 64
 
 
 class Store:
@@ -123,6 +125,25 @@ class Store:
     def path(self, digest: str) -> Path:
         return self.layout.path(digest)
 
+    def size(self, namespace: str, digest: str) -> int | None:
+        """The size of a blob that a namespace sees, or None."""
+        row = self._find(namespace, digest)
+        return int(row["size"]) if row is not None else None
+
+    def document(self, digest: str) -> bytes | None:
+        """All of a blob that looks like JSON; None for any other, and for one that isn't here."""
+        try:
+            with self.layout.path(digest).open("rb") as blob:
+                begin = blob.read(_PEEK)
+                return begin + blob.read() if begin.lstrip().startswith(b"{") else None
+        except FileNotFoundError:
+            return None
+
+    def references(self, digest: str) -> Sequence[str]:
+        """What a blob leads to, if it is here, and an index or a manifest."""
+        rows = self.db.read("SELECT child FROM blob_references WHERE parent = ?", (digest,))
+        return [row["child"] for row in rows]
+
     def share(self, tx: Transaction, namespace: str, digest: str, labels: Labels) -> bool:
         """Shows a namespace a blob that is on the node already; says whether there is one."""
         row = tx.execute("SELECT size FROM blobs WHERE digest = ?", (digest,)).fetchone()
@@ -134,7 +155,11 @@ class Store:
     def add(self, tx: Transaction, namespace: str, file: Path, digest: str, size: int, labels: Labels) -> None:
         """A verified and synced file becomes a blob that the namespace sees."""
         self.layout.place(file, digest)
-        tx.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (digest, size))
+        if tx.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (digest, size)).rowcount:
+            tx.execute(
+                "INSERT INTO blob_references SELECT ?, value FROM json_each(?)",
+                (digest, json.dumps(self._references(digest, size))),
+            )
         self._show(tx, namespace, digest, size, labels)
 
     def hide(self, tx: Transaction, namespace: str, digest: str) -> bool:
@@ -145,20 +170,30 @@ class Store:
         return gone
 
     def purge(self) -> int:
-        """Removes bytes that no namespace sees, no pull holds and no claim protects; says of how many blobs."""
+        """Removes blobs that no namespace sees, no pull holds and no claim protects; says how many bytes that were."""
         if self.db.read_one("SELECT 1 FROM unwanted LIMIT 1") is None:
             return 0
         with self.db.write() as tx:
             tx.execute("DELETE FROM claims WHERE expires_at < ?", (time.time(),))
             gone = [row["digest"] for row in tx.execute("SELECT digest FROM unwanted")]
             gone = [digest for digest in gone if not self._claimed(tx, digest)]
-            tx.execute("DELETE FROM blobs WHERE digest IN (SELECT value FROM json_each(?))", (json.dumps(gone),))
+            deleted = tx.execute(
+                "DELETE FROM blobs WHERE digest IN (SELECT value FROM json_each(?)) RETURNING size", (json.dumps(gone),)
+            )
+            size = sum(int(row["size"]) for row in deleted.fetchall())
         # The rows are gone for good before the files are; whoever brought a blob back meanwhile keeps his file.
         with self.db.write() as tx:
             for digest in gone:
                 if tx.execute("SELECT 1 FROM blobs WHERE digest = ?", (digest,)).fetchone() is None:
                     self.layout.remove(digest)
-        return len(gone)
+        return size
+
+    def _references(self, digest: str, size: int) -> Sequence[str]:
+        """What a blob leads to, if it is an index or a manifest, by its own words alone."""
+        if size > media.MAX_MANIFEST_BYTES:
+            return []
+        data = self.document(digest)
+        return media.references(data) if data is not None else []
 
     @staticmethod
     def _claimed(tx: Transaction, digest: str) -> bool:

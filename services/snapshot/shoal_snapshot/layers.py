@@ -14,6 +14,7 @@ from shoal_bus.types import Descriptor, Mount
 from shoal_snapshot import disk
 from shoal_snapshot.apply.pool import Pool
 from shoal_snapshot.apply.worker import Done, Job
+from shoal_snapshot.leases import add_to_lease
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
 
@@ -36,6 +37,7 @@ class Layers:
         dead copy began is dropped and begun anew: it can't be told how much of it was written.
         """
         key = _extract_key(ctx, request)
+        await add_to_lease(ctx, self._snapshots.snapshotter.name, request.name)
         self._snapshots.remove_if_there(ctx.namespace, key)
         if ctx.resumed:
             await self._snapshots.settled()  # its room is needed again
@@ -67,6 +69,8 @@ class Layers:
         there = self._records.find(ctx.namespace, name)
         if there is not None and there.kind != "committed":
             raise FailedPrecondition(f"snapshot {name}: is there, but {there.kind}", hint="remove it, or commit it")
+        if there is not None:
+            self._records.touch(there)
         return there.info() if there is not None else None
 
     # ----------------------------------------------------------------------------------------------------------- apply

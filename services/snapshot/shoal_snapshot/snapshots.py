@@ -8,7 +8,7 @@ found at the next start (`reconcile`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import structlog
 from shoal_bus.api import snapshot as api
@@ -20,6 +20,7 @@ from shoal_bus.message import Empty
 from shoal_bus.types import Labels
 
 from shoal_snapshot import disk
+from shoal_snapshot.leases import add_to_lease, mark_leased
 from shoal_snapshot.records import Records, Snapshot
 from shoal_snapshot.snapshotter import Snapshotter
 from shoal_snapshot.syscalls import syncfs
@@ -44,10 +45,12 @@ class Snapshots:
 
     async def prepare(self, ctx: Context, request: api.PrepareSnapshot) -> api.Mounts:
         """An active snapshot. NOT_FOUND or INVALID_ARGUMENT for its parent, ALREADY_EXISTS."""
+        await add_to_lease(ctx, self.snapshotter.name, request.key)
         return self.mounts_of(self.add(ctx, request.key, "active", request.parent, request.labels, answer=True))
 
     async def view(self, ctx: Context, request: api.PrepareSnapshot) -> api.Mounts:
         """A read-only snapshot. NOT_FOUND or INVALID_ARGUMENT for its parent, ALREADY_EXISTS."""
+        await add_to_lease(ctx, self.snapshotter.name, request.key)
         return self.mounts_of(self.add(ctx, request.key, "view", request.parent, request.labels, answer=True))
 
     async def commit(self, ctx: Context, request: api.CommitSnapshot) -> api.SnapshotInfo:
@@ -55,6 +58,7 @@ class Snapshots:
         snapshot = self.records.get(ctx.namespace, request.key)
         if snapshot.kind != "active":
             raise FailedPrecondition(f"snapshot {request.key}: is {snapshot.kind}, only an active one can be committed")
+        await add_to_lease(ctx, self.snapshotter.name, request.name)
         layer = str(self.snapshotter.layer(snapshot.id))
         await asyncio.to_thread(syncfs, layer)
         size, inodes = await asyncio.to_thread(disk.usage, layer)
@@ -68,11 +72,14 @@ class Snapshots:
         snapshot = self.records.get(ctx.namespace, request.key)
         if snapshot.kind == "committed":
             raise FailedPrecondition(f"snapshot {request.key}: is committed", hint="prepare or view one on top of it")
+        self.records.touch(snapshot)
         return self.mounts_of(snapshot)
 
     async def stat(self, ctx: Context, request: api.SnapshotRequest) -> api.SnapshotInfo:
         """A snapshot's record."""
-        return self.records.get(ctx.namespace, request.key).info()
+        snapshot = self.records.get(ctx.namespace, request.key)
+        self.records.touch(snapshot)
+        return snapshot.info()
 
     async def update(self, ctx: Context, request: api.UpdateSnapshot) -> api.SnapshotInfo:
         """Changes labels: all of them, or those that `fields` names; one without a value there is taken away."""
@@ -132,6 +139,8 @@ class Snapshots:
         try:
             with self.db.write() as tx:
                 added = self.records.add(tx, ctx.namespace, key, kind, parent, labels, ctx.id)
+                if answer:  # it is the client's: the layers' own are nobody's but their request's
+                    mark_leased(tx, ctx, added.id)
                 prepared = api.SnapshotPrepared(key=key, parent=parent, snapshotter=self.snapshotter.name)
                 tx.emit(ctx.namespace, api.SNAPSHOT_PREPARED, prepared)
                 self.snapshotter.make(added.id, kind, self.records.parents(added))
@@ -167,6 +176,22 @@ class Snapshots:
         self._discard(snapshot)
         await self.settled()
         self.remove_if_there(snapshot.namespace, snapshot.key)
+
+    # ---------------------------------------------------------------------------------------------- for the collection
+
+    def drop_childless(self, tx: Transaction, snapshot: Snapshot) -> bool:
+        """Removes a snapshot's record, unless others lie on it, and says whether it did. `discard` does the rest."""
+        try:
+            self._drop(tx, snapshot)
+        except FailedPrecondition:
+            return False
+        return True
+
+    async def discard(self, removed: Sequence[Snapshot]) -> None:
+        """Deletes what snapshots without a record have on disk, as `remove` does."""
+        for snapshot in removed:
+            self._discard(snapshot)
+        await self.settled(_REMOVE_SECONDS)
 
     # ------------------------------------------------------------------------------------------------- start and stop
 

@@ -1,4 +1,4 @@
-"""`services/content`: blobs, ingests, images, transfers, namespaces."""
+"""`services/content`: blobs, ingests, images, transfers, leases, garbage collection, namespaces."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from shoal_bus.api.content.blobs import (
     ClaimBlob,
     ListBlobs,
     ReadBlob,
+)
+from shoal_bus.api.content.collection import (
+    NODE_GC,
+    Collect,
+    Collected,
+    Collection,
 )
 from shoal_bus.api.content.events import (
     CONTENT_CREATE,
@@ -40,6 +46,7 @@ from shoal_bus.api.content.images import (
     IMAGE_RESOLVE,
     IMAGE_UPDATE,
     CreateImage,
+    DeleteImage,
     Image,
     ImageRequest,
     ListImages,
@@ -55,6 +62,22 @@ from shoal_bus.api.content.ingests import (
     IngestRequest,
     IngestStatus,
     WriteIngest,
+)
+from shoal_bus.api.content.leases import (
+    LEASE_ADD,
+    LEASE_CREATE,
+    LEASE_DELETE,
+    LEASE_GET,
+    LEASE_LIST,
+    LEASE_REMOVE,
+    LEASE_RESOURCES,
+    ChangeLease,
+    CreateLease,
+    DeleteLease,
+    Lease,
+    LeaseRequest,
+    LeaseResource,
+    ListLeases,
 )
 from shoal_bus.api.content.namespaces import (
     NAMESPACE_CREATE,
@@ -96,6 +119,13 @@ __all__ = [
     "INGEST_LIST",
     "INGEST_STATUS",
     "INGEST_WRITE",
+    "LEASE_ADD",
+    "LEASE_CREATE",
+    "LEASE_DELETE",
+    "LEASE_GET",
+    "LEASE_LIST",
+    "LEASE_REMOVE",
+    "LEASE_RESOURCES",
     "NAMESPACES_CREATE",
     "NAMESPACES_DELETE",
     "NAMESPACES_UPDATE",
@@ -104,14 +134,22 @@ __all__ = [
     "NAMESPACE_GET",
     "NAMESPACE_LIST",
     "NAMESPACE_UPDATE",
+    "NODE_GC",
     "BlobInfo",
     "BlobRequest",
+    "ChangeLease",
     "Chunk",
     "Claim",
     "ClaimBlob",
+    "Collect",
+    "Collected",
+    "Collection",
     "ContentDeleted",
     "ContentEvent",
     "CreateImage",
+    "CreateLease",
+    "DeleteImage",
+    "DeleteLease",
     "Image",
     "ImageDeleted",
     "ImageEvent",
@@ -119,8 +157,12 @@ __all__ = [
     "IngestRequest",
     "IngestStatus",
     "LayerProgress",
+    "Lease",
+    "LeaseRequest",
+    "LeaseResource",
     "ListBlobs",
     "ListImages",
+    "ListLeases",
     "ListNamespaces",
     "Namespace",
     "NamespaceDeleted",

@@ -22,6 +22,13 @@ from shoal_bus.api.snapshot.events import (
     SnapshotPrepared,
     SnapshotRemoved,
 )
+from shoal_bus.api.snapshot.gc import (
+    GC_CANDIDATES,
+    GC_CLOSE,
+    GC_LABELLED,
+    GC_OPEN,
+    GC_SWEEP,
+)
 from shoal_bus.api.snapshot.snapshots import (
     DEFAULT,
     SNAPSHOT_COMMIT,
@@ -47,6 +54,11 @@ from shoal_bus.api.snapshot.snapshots import (
 __all__ = [
     "DEFAULT",
     "DIFF_APPLY",
+    "GC_CANDIDATES",
+    "GC_CLOSE",
+    "GC_LABELLED",
+    "GC_OPEN",
+    "GC_SWEEP",
     "SNAPSHOT_COMMIT",
     "SNAPSHOT_COMMITTED",
     "SNAPSHOT_LIST",
