@@ -356,8 +356,13 @@ async def test_a_pull_under_a_lease_outlives_its_image(client: Client, registry:
     name = push(layered("leased"), registry.host, "leased")
     leased = client.with_lease(await lease(client, "l"))
     await leased.operate(content.IMAGE_PULL, content.PullImage(name=name))
-    held = await client.collect(content.LEASE_RESOURCES, content.LeaseRequest(id="l"))
-    assert ("images", name) in {(one.type, one.id) for one in held}
+    whole = await blobs(client), await snapshots(client)
+    await client.call(content.IMAGE_DELETE, content.ImageRequest(name=name))
+    assert (await blobs(client), await snapshots(client)) == whole
+    await client.call(content.LEASE_DELETE, content.DeleteLease(id="l", sync=True))
+    assert (await blobs(client), await snapshots(client)) == (set(), set())
+    with pytest.raises(NotFound, match="lease"):
+        await leased.operate(content.IMAGE_PULL, content.PullImage(name=name))
 
 
 async def test_what_a_client_has_of_a_failed_pull_is_his_as_far_as_he_leased_it(

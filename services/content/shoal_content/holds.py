@@ -16,6 +16,7 @@ from shoal_bus.types import Descriptor
 from shoal_content import reference
 from shoal_content.collect import want
 from shoal_content.ingests import Ingests
+from shoal_content.leases import attach
 from shoal_content.referring import label_source, label_tree
 from shoal_content.store import Store
 from shoal_content.tree import Trees
@@ -27,9 +28,13 @@ class Holds:
     def __init__(self, database: Database, store: Store, ingests: Ingests, trees: Trees) -> None:
         self._db, self._store, self._ingests, self._trees = database, store, ingests, trees
 
-    def begin(self, pull: str, namespace: str) -> str:
-        """Begins a pull, or finds the one that a dead copy began; returns what makes its steps' ids unique."""
+    def begin(self, pull: str, namespace: str, image: str = "", lease: str = "") -> str:
+        """Begins a pull, or finds the one that a dead copy began; returns what makes its steps' ids unique.
+
+        A lease that it is made under has the image from here on. NOT_FOUND for the lease.
+        """
         with self._db.write() as tx:
+            attach(tx, namespace, lease, "images", image)
             tx.execute("INSERT OR IGNORE INTO pulls VALUES (?, ?, ?)", (pull, namespace, secrets.token_hex(4)))
             return str(tx.execute("SELECT nonce FROM pulls WHERE id = ?", (pull,)).fetchone()["nonce"])
 
@@ -45,13 +50,19 @@ class Holds:
         with self._db.write() as tx:
             tx.execute("INSERT OR IGNORE INTO holds VALUES (?, ?, ?, ?)", (pull, namespace, snapshotter, key))
 
-    def succeed(self, tx: Transaction, pull: str, namespace: str, image: str) -> None:
-        """Hands what a pull held over to the image that it has just made, in the transaction that makes it."""
+    def succeed(self, tx: Transaction, pull: str, namespace: str, image: str, lease: str = "") -> None:
+        """Hands what a pull held over to the image that it has just made, in the transaction that makes it.
+
+        A lease gets all of it besides: it outlives the image. NOT_FOUND for the lease.
+        """
         held = tx.execute("SELECT snapshotter, key FROM holds WHERE pull = ?", (pull,)).fetchall()
         blobs = {row["key"] for row in held if not row["snapshotter"]}
         unpacked = [(row["snapshotter"], row["key"]) for row in held if row["snapshotter"]]
         row = tx.execute("SELECT target FROM images WHERE namespace = ? AND name = ?", (namespace, image)).fetchone()
         tree = set(self._trees.reachable(Descriptor.model_validate_json(row["target"])))
+        for row in held if lease else ():
+            type = f"snapshots/{row['snapshotter']}" if row["snapshotter"] else "content"
+            attach(tx, namespace, lease, type, row["key"])
         label_tree(tx, self._store, namespace, tree, unpacked)
         with suppress(InvalidArgument):  # a name that is no reference: it came from nowhere
             label_source(tx, namespace, blobs & tree, reference.parse(image))

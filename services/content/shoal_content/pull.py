@@ -22,7 +22,6 @@ from shoal_content.collect import Collector
 from shoal_content.fetch import Fetcher
 from shoal_content.holds import Holds
 from shoal_content.images import Images
-from shoal_content.leases import attach
 from shoal_content.progress import Progress
 from shoal_content.reference import Reference
 from shoal_content.registry.http import HttpResolver
@@ -52,7 +51,7 @@ class Pulls:
         """Fetches an image, verifies and unpacks it."""
         wanted = reference.parse(request.name)
         platforms.wanted(request.platform)  # one that can't be read is refused before anything is asked for
-        nonce = self.holds.begin(ctx.id, ctx.namespace)
+        nonce = self.holds.begin(ctx.id, ctx.namespace, str(wanted), ctx.lease)
         try:
             async with HttpResolver(wanted, plain_http=request.plain_http) as resolver:
                 return await _Pull(self, ctx, request, wanted, resolver, nonce).run()
@@ -194,8 +193,7 @@ class _Pull:
             old = pulls.images.find(ctx.namespace, name)
             labels = (old.labels if old is not None else {}) | self._request.labels
             image = pulls.images.put(tx, ctx.namespace, name, target, labels, ctx.id)
-            pulls.holds.succeed(tx, ctx.id, ctx.namespace, name)
-            attach(tx, ctx.namespace, ctx.lease, "images", name)
+            pulls.holds.succeed(tx, ctx.id, ctx.namespace, name, ctx.lease)
             ctx.answer(tx, image)
         self._progress.done()
         if old is not None and old.target.digest != target.digest:
