@@ -449,6 +449,19 @@ async def test_what_is_looked_at_within_an_epoch_is_not_swept(client: Client) ->
     assert (await client.call(snapshot.GC_SWEEP, sweep)).keys == ["looked-at", "relabelled", "made-since"]
 
 
+async def test_what_a_removal_uncovers_goes_soon_after_it(client: Client, registry: Registry) -> None:
+    name = push(layered("covered"), registry.host, "covered")
+    await client.operate(content.IMAGE_PULL, content.PullImage(name=name))
+    top = (await client.call(content.IMAGE_RESOLVE, content.ResolveImage(name=name))).chain_id
+    await prepare(client, "on-top", top)
+    await client.call(content.IMAGE_DELETE, content.ImageRequest(name=name))
+    assert len(await snapshots(client)) == 4
+    await client.call(snapshot.SNAPSHOT_REMOVE, snapshot.SnapshotRequest(key="on-top"))
+    async with asyncio.timeout(10):  # nobody asks for it
+        while await snapshots(client):
+            await asyncio.sleep(0.1)
+
+
 async def test_a_long_chain_goes_in_one_collection(client: Client) -> None:
     parent = ""
     for number in range(40):

@@ -9,10 +9,14 @@ knows what refers to what; here it is only told what isn't referred to.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 
+import structlog
+from shoal_bus.api.content import NODE_GC, Collect
+from shoal_bus.client import Client
 from shoal_bus.collection import (
     PREFIX,
     Candidate,
@@ -26,12 +30,16 @@ from shoal_bus.collection import (
 )
 from shoal_bus.context import Context
 from shoal_bus.database import Database, Row
-from shoal_bus.errors import Aborted
+from shoal_bus.errors import Aborted, ShoalError
 from shoal_bus.message import Empty, unpack
 
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
 
+log = structlog.get_logger(__name__)
+
+_NOTICE_SECONDS = 1.0
+_LULL_SECONDS = 5.0
 UNLEASED_SECONDS = 86_400.0
 """How long an active snapshot made under no lease stays with nothing that holds it."""
 
@@ -127,3 +135,29 @@ def _is_held(row: Row, now: float) -> bool:
     if row["kind"] != "committed" and not row["leased"] and row["created_at"] > now - UNLEASED_SECONDS:
         return True
     return PREFIX.encode() in row["labels"] and is_root(unpack(row["labels"]), now)
+
+
+class Notice:
+    """Has the content service collect soon when a removal may have made the snapshot below superfluous.
+
+    It is no more than a notice: where it doesn't arrive, the next collection comes anyway.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client, self._wake = client, asyncio.Event()
+
+    def give(self) -> None:
+        """Gives notice in a while, once for however many removals."""
+        self._wake.set()
+
+    async def give_for_ever(self) -> None:
+        """Passes on what has been noticed, now and then."""
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(_NOTICE_SECONDS)
+            self._wake.clear()
+            try:
+                await self._client.call(NODE_GC, Collect(soon=True), patience=0.0)
+            except ShoalError as error:
+                log.debug("collection.notice_unheard", error=str(error))
+            await asyncio.sleep(_LULL_SECONDS)

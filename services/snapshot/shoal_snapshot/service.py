@@ -6,7 +6,7 @@ from shoal_bus.api import snapshot as api
 from shoal_bus.process import Process
 
 from shoal_snapshot.apply.pool import Pool
-from shoal_snapshot.gc import Collection
+from shoal_snapshot.gc import Collection, Notice
 from shoal_snapshot.layers import Layers, target_of
 from shoal_snapshot.overlayfs import Overlayfs
 from shoal_snapshot.records import MIGRATIONS
@@ -44,10 +44,12 @@ async def setup(process: Process) -> None:
         api.SNAPSHOT_UNPACK.on(name), layers.unpack, undo=layers.undo_unpack, lock=lambda r: f"unpack/{r.name}"
     )
     service.operate(api.DIFF_APPLY, layers.apply, undo=layers.undo_apply, lock=lambda r: f"apply/{target_of(r.mounts)}")
-    collection = Collection(database, {name: snapshots})
+    collection, notice = Collection(database, {name: snapshots}), Notice(service.client)
+    snapshots.on_uncovered = notice.give
     service.handle(api.GC_OPEN, collection.open, lock=lambda _: "collection", begins_itself=True)
     service.stream(api.GC_LABELLED, collection.labelled)
     service.stream(api.GC_CANDIDATES, collection.candidates)
     service.handle(api.GC_SWEEP, collection.sweep, lock=lambda _: "collection", begins_itself=True)
     service.handle(api.GC_CLOSE, collection.close, lock=lambda _: "collection", begins_itself=True)
     snapshots.reconcile()
+    service.background(notice.give_for_ever(), "notice")

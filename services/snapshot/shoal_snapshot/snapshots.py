@@ -8,7 +8,7 @@ found at the next start (`reconcile`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
 from shoal_bus.api import snapshot as api
@@ -40,6 +40,8 @@ class Snapshots:
         self.records = Records(database, snapshotter.name)
         self._emptying: asyncio.Task[None] | None = None
         self._more_trash = False
+        self.on_uncovered: Callable[[], None] = lambda: None
+        """Called when a removal may have left the snapshot below with nothing that holds it."""
 
     # -------------------------------------------------------------------------------------------------------- handlers
 
@@ -117,6 +119,8 @@ class Snapshots:
             self._drop(tx, snapshot)
             ctx.answer(tx, Empty())
         self._discard(snapshot)
+        if snapshot.parent_id is not None:
+            self.on_uncovered()
         await self.settled(_REMOVE_SECONDS)
         return Empty()
 
