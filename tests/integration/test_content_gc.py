@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -447,6 +448,21 @@ async def test_what_is_looked_at_within_an_epoch_is_not_swept(client: Client) ->
     await client.call(snapshot.GC_CLOSE, epoch)  # of another one: it changes nothing
     sweep = sweep.model_copy(update={"token": "t2"})
     assert (await client.call(snapshot.GC_SWEEP, sweep)).keys == ["looked-at", "relabelled", "made-since"]
+
+
+async def test_what_is_leased_while_snapshots_are_swept_is_left(client: Client, node: TestNode) -> None:
+    for name in ("leased", "written-too-late"):
+        await committed(client, name)
+    id = await lease(client)
+    epoch = Epoch(token="t")
+    await client.call(snapshot.GC_OPEN, epoch)
+    with closing(sqlite3.connect(node.root / "content" / "metadata.db")) as database, database:
+        database.execute("UPDATE collection SET token = 't', open = 2")  # as a collector does that has just marked
+    await client.call(content.LEASE_ADD, content.ChangeLease(lease=id, type="snapshots/overlayfs", id="leased"))
+    await client.call(content.LEASE_ADD, content.ChangeLease(lease=id, type="snapshots/overlayfs", id="nowhere"))
+    keys = ["leased", "written-too-late"]
+    sweep = Sweep(token="t", namespace=client.namespace, snapshotter="overlayfs", keys=keys)
+    assert (await client.call(snapshot.GC_SWEEP, sweep)).keys == ["written-too-late"]
 
 
 async def test_what_a_removal_uncovers_goes_soon_after_it(client: Client, registry: Registry) -> None:

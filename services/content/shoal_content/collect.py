@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Sequence
@@ -101,7 +102,7 @@ class Collector:
             return
         try:
             await self.collect()
-        except (ShoalError, OSError) as error:
+        except (ShoalError, OSError, sqlite3.Error) as error:
             # What was deleted is deleted, and its transaction says that a collection is owed.
             log.warning("collection.later", error=str(error))
 
@@ -117,9 +118,10 @@ class Collector:
 
     async def stop(self) -> None:
         """Abandons the collection under way: the next copy makes another."""
-        if self._at_work is not None:
-            self._at_work.cancel()
-            await asyncio.wait({self._at_work})
+        tasks = [task for task in (self._at_work, self._next) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _collect_next(self) -> Collection:
         async with self._locks.hold(LOCK):
@@ -136,7 +138,7 @@ class Collector:
             try:
                 await self.collect()
                 last, pause = time.monotonic(), 0.0
-            except ShoalError as error:
+            except (ShoalError, OSError, sqlite3.Error) as error:
                 pause = min(max(_LOOK_SECONDS, pause * 2), _LONGEST_PAUSE_SECONDS)
                 log.info("collection.abandoned", error=str(error), again_in=pause)
             except Exception:
