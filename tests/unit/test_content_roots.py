@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shoal_bus.collection import Holder, LabelledSnapshot, expiry, is_root
 from shoal_bus.database import Database
-from shoal_content.roots import Elsewhere, Mark, Node, back_references, mark, references
+from shoal_content.roots import Elsewhere, Mark, Node, back_references, changed_since, mark, references
 from shoal_content.schema import MIGRATIONS
 
 NOW = 1_000_000.0
@@ -190,6 +190,29 @@ def test_what_was_a_root_within_the_epoch_stays_for_this_once(made: Made) -> Non
     assert Node("ns", "snapshots/native", "held") in found.reached
     made.open()  # the next one
     assert len(made.garbage()) == 15
+
+
+def test_what_changes_between_mark_and_sweep_is_spared(made: Made) -> None:
+    for digest in "imaged", "retargeted", "leased", "held", "labelled", "root", "named", "chosen", "loose":
+        made.blob(digest, f"under {digest}")
+        made.blob(f"under {digest}")
+    made.image("there", "nowhere")
+    made.image("expired", "chosen", **{EXPIRE: "1970-01-01T00:00:00Z"})
+    made.lease("l")
+    made.run("INSERT INTO pulls VALUES ('p', 'ns', 'x')")
+    made.open()
+    found = made.marked()
+    everything = {node.id for node in found.garbage}
+    assert len(everything) == 19
+    made.image("new", "imaged", **{f"{REF}content": "named"})
+    made.run("UPDATE images SET target = ? WHERE name = 'there'", json.dumps({"digest": "retargeted"}))
+    made.run("INSERT INTO lease_resources VALUES ('ns', 'l', 'content', 'leased')")
+    made.run("INSERT INTO lease_resources VALUES ('ns', 'l', 'images', 'expired')")
+    made.run("INSERT INTO holds VALUES ('p', 'ns', '', 'held')")
+    made.run("UPDATE visible SET labels = ? WHERE digest = 'root'", json.dumps({ROOT: "", f"{REF}content": "labelled"}))
+    found.spare(changed_since(made.db.read, found.seen))
+    assert {node.id for node in found.garbage} == {"loose", "under loose", "under root"}
+    assert {node.id for node in made.marked().garbage} == {"loose", "under loose", "under root"}
 
 
 def test_deletions_are_noted_and_additions_are_not(made: Made) -> None:

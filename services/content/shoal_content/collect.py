@@ -15,8 +15,10 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import takewhile
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -33,7 +35,7 @@ from shoal_bus.verb import AnyVerb, StreamVerb, Verb
 
 from shoal_content.labels import load
 from shoal_content.layout import Layout
-from shoal_content.roots import Elsewhere, Mark, Node, mark
+from shoal_content.roots import Elsewhere, Mark, Node, changed_since, mark
 from shoal_content.store import Store
 
 log = structlog.get_logger(__name__)
@@ -79,6 +81,8 @@ class Collector:
         self._next: asyncio.Task[Collection] | None = None
         self._at_work: asyncio.Task[Collection] | None = None
         self._wake = asyncio.Event()
+        self._looked_at = 0.0
+        """What had expired by then has been collected, or something else holds it."""
 
     # ---------------------------------------------------------------------------------------------------- asked for
 
@@ -169,7 +173,7 @@ class Collector:
             "SELECT labels FROM leases WHERE labels LIKE '%containerd.io/gc.expire%'"
             " UNION ALL SELECT labels FROM images WHERE labels LIKE '%containerd.io/gc.expire%'"
         )
-        times = [at for row in rows if (at := expiry(load(row["labels"]))) is not None]
+        times = [at for row in rows if (at := expiry(load(row["labels"]))) is not None and at > self._looked_at]
         return min(times) - time.time() if times else _PERIOD_SECONDS
 
     # ------------------------------------------------------------------------------------------------- one collection
@@ -188,7 +192,7 @@ class Collector:
             holders = await peers[1].tell(runtime.GC_HOLDERS)
             snapshotters = [peer for peer in peers if peer.name != "runtime"]
             labelled = [one for peer in snapshotters for one in await peer.tell(snapshot.GC_LABELLED)]
-            marked = self._sweep_own(epoch.token, Elsewhere(holders, labelled), opened_at, removed)
+            marked = await self._sweep_own(epoch.token, Elsewhere(holders, labelled), opened_at, removed)
             for peer in snapshotters:
                 await self._sweep_snapshots(peer, marked, removed)
             await _all(peer.close() for peer in peers)
@@ -197,6 +201,7 @@ class Collector:
                 want(tx)
             raise
         self._remember(peers, marked)
+        self._looked_at = opened_at
         with self._db.write() as tx:
             tx.execute("UPDATE collection SET open = 0 WHERE token = ?", (epoch.token,))
             tx.execute("DELETE FROM collection_kept")
@@ -209,18 +214,20 @@ class Collector:
             removed=[Collected(namespace=one.namespace, type=one.type, id=one.id) for one in removed.first],
         )  # fmt: skip
 
-    def _sweep_own(self, token: str, elsewhere: Elsewhere, opened_at: float, removed: _Removed) -> Mark:
-        """Marks, and removes what isn't reached of this service's own: both in one transaction, if there is any."""
-        marked = mark(self._db.read, elsewhere, opened_at)
+    async def _sweep_own(self, token: str, elsewhere: Elsewhere, opened_at: float, removed: _Removed) -> Mark:
+        """Marks, and removes what wasn't reached of this service's own, unless something has come to lead there since.
+
+        The mark looks at everything, so it is made in a thread, on a connection of its own, while requests are served.
+        """
+        marked = await asyncio.to_thread(_marked, self._db.path, elsewhere, opened_at)
         if not marked.garbage:
             return marked
         idle = [node for node in marked.ingests if self._locks.try_acquire(_ingest_lock(node))]
         try:
             with self._db.write() as tx:
                 self._check(tx, token)
-                marked = mark(self._db.read, elsewhere, opened_at)
+                marked.spare({*changed_since(self._db.read, marked.seen), *(set(marked.ingests) - set(idle))})
                 tx.execute("UPDATE collection SET open = 2")  # what is removed now is nothing to be kept
-                marked.ingests = [node for node in marked.ingests if node in idle]
                 self._remove(tx, marked)
         finally:
             for node in idle:
@@ -340,6 +347,14 @@ class _Peer:
 def want(tx: Transaction) -> None:
     """Notes that something may have become superfluous."""
     tx.execute("UPDATE collection SET wanted = 1 WHERE NOT wanted")
+
+
+def _marked(path: Path, elsewhere: Elsewhere, now: float) -> Mark:
+    """The mark, as of one moment."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)) as connection:
+        connection.row_factory = sqlite3.Row
+        connection.execute("BEGIN")
+        return mark(lambda sql, *parameters: connection.execute(sql, *parameters).fetchall(), elsewhere, now)
 
 
 def _unreached(candidate: Candidate, marked: Mark) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -53,6 +53,13 @@ class Mark:
     images: list[Node] = field(default_factory=list)
     leases: list[Node] = field(default_factory=list)
     ingests: list[Node] = field(default_factory=list)
+    seen: int = 0
+    """The last row of `collection_kept` that was seen."""
+
+    def spare(self, nodes: Set[Node]) -> None:
+        """Has some of them not be garbage after all."""
+        for kind in (self.blobs, self.images, self.leases, self.ingests):
+            kind[:] = [node for node in kind if node not in nodes]
 
     @property
     def garbage(self) -> list[Node]:
@@ -67,7 +74,7 @@ def mark(read: Read, elsewhere: Elsewhere, now: float) -> Mark:
     found.leases = _leases(read, graph, now)
     _labelled(read, graph, now)
     _of_others(elsewhere, graph)
-    _kept(read, graph)
+    found.seen = _kept(read, graph)
     for row in read("SELECT parent, child FROM blob_references"):
         graph.documents[row["parent"]].append(row["child"])
     ingests = {
@@ -214,12 +221,50 @@ def _labelled(read: Read, graph: _Graph, now: float) -> None:
             graph.root(node)
 
 
-def _kept(read: Read, graph: _Graph) -> None:
-    """What has been a root since the epoch was opened, and what was made since, with all it led to."""
-    for row in read("SELECT namespace, type, id, labels FROM collection_kept"):
-        graph.root(Node(row["namespace"], row["type"], row["id"]))
-        for target in references(row["namespace"], load(row["labels"])):
-            graph.root(target)
+def _kept(read: Read, graph: _Graph) -> int:
+    """Roots what has come to be a root, or been one, since the epoch was opened; returns the last row seen."""
+    seen = 0
+    for row in read("SELECT rowid, * FROM collection_kept"):
+        seen = max(seen, row["rowid"])
+        for node in _kept_by(row):
+            graph.root(node)
+    return seen
+
+
+def _kept_by(row: Any) -> Iterator[Node]:
+    """What a row keeps: the thing itself, and what its labels refer to, or did."""
+    yield Node(row["namespace"], row["type"], row["id"])
+    yield from references(row["namespace"], load(row["labels"]))
+
+
+def changed_since(read: Read, seen: int) -> set[Node]:
+    """What is led to by what has come to be a root, or changed, since a mark: a walk of that alone.
+
+    It is for the transaction of a sweep, and looks up row by row what a mark reads whole.
+    """
+    reached: set[Node] = set()
+    rows = read("SELECT * FROM collection_kept WHERE rowid > ?", (seen,))
+    pending = [node for row in rows for node in _kept_by(row)]
+    while pending:
+        node = pending.pop()
+        if node in reached:
+            continue
+        reached.add(node)
+        if node.type == "images":
+            for row in read("SELECT target, labels FROM images WHERE namespace = ? AND name = ?", (node[0], node[2])):
+                pending.append(Node(node.namespace, "content", json.loads(row["target"])["digest"]))
+                pending += references(node.namespace, load(row["labels"]))
+        elif node.type == "content":
+            labelled = [
+                target
+                for row in read("SELECT labels FROM visible WHERE namespace = ? AND digest = ?", (node[0], node[2]))
+                for target in references(node.namespace, load(row["labels"]))
+            ]
+            pending += labelled
+            if not any(target.type == "content" for target in labelled):
+                rows = read("SELECT child FROM blob_references WHERE parent = ?", (node.id,))
+                pending += [Node(node.namespace, "content", row["child"]) for row in rows]
+    return reached
 
 
 def _of_others(elsewhere: Elsewhere, graph: _Graph) -> None:

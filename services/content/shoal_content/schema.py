@@ -38,7 +38,7 @@ COLLECTION = """
         wanted     INTEGER NOT NULL    -- something may have become superfluous since the last one began
     );
     INSERT INTO collection VALUES ('', 0, 1);
-    CREATE TABLE collection_kept (     -- what has been a root, or was made, within it; `type` as a lease has it
+    CREATE TABLE collection_kept (     -- what has come to be a root, or been one, within it; `type` as a lease has it
         namespace  TEXT NOT NULL,
         type       TEXT NOT NULL,
         id         TEXT NOT NULL,
@@ -51,21 +51,26 @@ COLLECTION = """
     BEGIN
         INSERT INTO collection_kept VALUES (NEW.namespace, 'content', NEW.digest, '{}');
     END;
-    CREATE TRIGGER blob_relabelled AFTER UPDATE OF labels ON visible
-    WHEN (SELECT open FROM collection) = 1 AND OLD.labels LIKE '%containerd.io/gc.%'
+    CREATE TRIGGER blob_relabelled AFTER UPDATE OF labels ON visible WHEN (SELECT open FROM collection) = 1
     BEGIN
-        INSERT INTO collection_kept VALUES (OLD.namespace, 'content', OLD.digest, OLD.labels);
+        INSERT INTO collection_kept SELECT OLD.namespace, 'content', OLD.digest, value
+            FROM json_each(json_array(OLD.labels, NEW.labels)) WHERE value LIKE '%containerd.io/gc.%';
     END;
     CREATE TRIGGER blob_hidden AFTER DELETE ON visible
     WHEN (SELECT open FROM collection) = 1 AND OLD.labels LIKE '%containerd.io/gc.%'
     BEGIN
         INSERT INTO collection_kept VALUES (OLD.namespace, 'content', OLD.digest, OLD.labels);
     END;
+    CREATE TRIGGER image_made AFTER INSERT ON images WHEN (SELECT open FROM collection) = 1
+    BEGIN
+        INSERT INTO collection_kept VALUES (NEW.namespace, 'images', NEW.name, '{}');
+    END;
     CREATE TRIGGER image_changed AFTER UPDATE OF target, labels ON images
     BEGIN
         UPDATE collection SET wanted = 1 WHERE NOT wanted;
         INSERT INTO collection_kept SELECT OLD.namespace, 'content', json_extract(OLD.target, '$.digest'), OLD.labels
             FROM collection WHERE open = 1;
+        INSERT INTO collection_kept SELECT NEW.namespace, 'images', NEW.name, '{}' FROM collection WHERE open = 1;
     END;
     CREATE TRIGGER image_deleted AFTER DELETE ON images
     BEGIN
@@ -77,10 +82,20 @@ COLLECTION = """
     BEGIN
         UPDATE collection SET wanted = 1 WHERE NOT wanted;
     END;
+    CREATE TRIGGER lease_resource_added AFTER INSERT ON lease_resources WHEN (SELECT open FROM collection) = 1
+    BEGIN
+        INSERT INTO collection_kept VALUES (NEW.namespace, NEW.type, NEW.id, '{}');
+    END;
     CREATE TRIGGER lease_resource_removed AFTER DELETE ON lease_resources
     BEGIN
         UPDATE collection SET wanted = 1 WHERE NOT wanted;
         INSERT INTO collection_kept SELECT OLD.namespace, OLD.type, OLD.id, '{}' FROM collection WHERE open = 1;
+    END;
+    CREATE TRIGGER hold_added AFTER INSERT ON holds WHEN (SELECT open FROM collection) = 1
+    BEGIN
+        INSERT INTO collection_kept VALUES (
+            NEW.namespace, CASE NEW.snapshotter WHEN '' THEN 'content' ELSE 'snapshots/' || NEW.snapshotter END,
+            NEW.key, '{}');
     END;
     CREATE TRIGGER hold_removed AFTER DELETE ON holds WHEN (SELECT open FROM collection) = 1
     BEGIN
