@@ -69,8 +69,9 @@ class Client:
         *,
         mux: Mux | None = None,
         away: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+        lease: str = "",
     ) -> None:
-        self.connection, self.node, self.namespace = connection, node, namespace
+        self.connection, self.node, self.namespace, self.lease = connection, node, namespace, lease
         self.mux = mux or Mux(connection)
         self.away = away
         """Entered while a call waits: a handler gives up its slot for so long."""
@@ -94,6 +95,13 @@ class Client:
     def with_node(self, node: str) -> Client:
         """The same connection, for another node."""
         return Client(self.connection, node, self.namespace, mux=self.mux, away=self.away)
+
+    def with_lease(self, lease: str) -> Client:
+        """The same connection and namespace; what is made through it belongs to a lease of that namespace, or of none.
+
+        A client for another namespace or node has none.
+        """
+        return Client(self.connection, self.node, self.namespace, mux=self.mux, away=self.away, lease=lease)
 
     # ------------------------------------------------------------------------------------------------------------ calls
 
@@ -213,6 +221,7 @@ class _Call:
         self.payload = request.pack()
         self._id = id or wire.new_id()
         self._trace = wire.child_traceparent(trace)
+        self._lease = wire.lease_header(client.lease)
         now = time.monotonic()
         self._ends = None if timeout is None else now + timeout
         self._patience = patience
@@ -231,7 +240,7 @@ class _Call:
             wire.REQUEST_ID: self._id,
             wire.TIMEOUT: str(max(1, int(timeout * 1000))),
             wire.TRACEPARENT: self._trace,
-        }
+        } | self._lease
 
     def _left(self) -> float:
         if self._ends is None:

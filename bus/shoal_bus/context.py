@@ -33,6 +33,9 @@ class Context:
     namespace: str
     client: Client
     """A client for this request's namespace on this node."""
+    lease: str = ""
+    """The lease that what this request makes belongs to; none unless its caller named one. `client` doesn't pass it on:
+    which of a handler's own calls are made under it is the handler's business."""
     trace: str = ""
     ends: float | None = None
     """When the caller gives up, by `time.monotonic`; None where it didn't say."""

@@ -181,6 +181,7 @@ class Execution:
             node=self._client.node,
             namespace=recorded.namespace,
             client=self._client.with_namespace(recorded.namespace),
+            lease=wire.lease_of(recorded.headers),
             trace=recorded.headers.get(wire.TRACEPARENT, ""),
             resumed=True,
             draining=self._draining,

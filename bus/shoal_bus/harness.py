@@ -345,6 +345,7 @@ class Service:
             node=self.node,
             namespace=namespace,
             client=self.client.with_namespace(namespace),
+            lease=wire.lease_of(headers),
             trace=headers.get(wire.TRACEPARENT, ""),
             ends=ends,
             draining=self.draining,

@@ -24,6 +24,8 @@ KEEP_SECONDS = 900.0
 TRANSIENT = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.ABORTED})
 """Errors that aren't an answer: a repeat tries again."""
 
+_KEPT_HEADERS = (wire.TRACEPARENT, wire.TRACESTATE, wire.LEASE)
+
 State = Literal["begun", "done", "failed"]
 
 
@@ -104,7 +106,7 @@ class Requests:
         """Records a request as begun, or with its answer as done, or as `state` says."""
         now = time.time()
         state = state or ("begun" if answer is None else "done")
-        kept = {name: intent.headers[name] for name in (wire.TRACEPARENT, wire.TRACESTATE) if name in intent.headers}
+        kept = {name: intent.headers[name] for name in _KEPT_HEADERS if name in intent.headers}
         tx.execute(
             "INSERT INTO requests"
             " (id, verb, namespace, lock, hash, payload, headers, state, answer, version, began_at, asked_at, ended_at)"

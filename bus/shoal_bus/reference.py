@@ -45,6 +45,7 @@ a reader of replies and events ignores what it doesn't know.
 | `{wire.REQUEST_ID}` | printable ASCII; what changes something is done once under it, however often it comes |
 | `{wire.TIMEOUT}` | milliseconds the caller still waits |
 | `{wire.TRACEPARENT}` | W3C trace context |
+| `{wire.LEASE}` | the lease, percent-encoded, that holds what this request makes |
 | `{wire.EXPIRES}` | of a durable command: seconds from when its stream stored it, after which it is no longer begun |
 | `{wire.SEEN}` | of an operation: the version of its progress that the caller has; `cancel` ends it |
 

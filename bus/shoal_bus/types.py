@@ -12,9 +12,14 @@ from shoal_bus.message import Message
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
+def is_digest(value: str) -> bool:
+    """Whether `value` is a digest that `check_digest` takes."""
+    return _DIGEST.fullmatch(value) is not None
+
+
 def check_digest(value: str) -> str:
     """`value` itself, or ValueError: `sha256:` or `sha512:` and the hash in lower-case hexadecimal (OCI image spec)."""
-    if not _DIGEST.fullmatch(value):
+    if not is_digest(value):
         raise ValueError(f"{value[:80]!r} is not a sha256 or sha512 digest")
     return value
 

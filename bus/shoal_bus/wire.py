@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from urllib.parse import quote, unquote
 
-from shoal_bus.errors import ShoalError, from_wire
+from shoal_bus.errors import InvalidArgument, ShoalError, from_wire
 
 REQUEST_ID = "Shoal-Request-Id"
 TIMEOUT = "Shoal-Timeout"
@@ -28,6 +29,8 @@ END = "Shoal-End"
 HINT = "Shoal-Hint"
 ERROR_CODE = "Nats-Service-Error-Code"
 ERROR = "Nats-Service-Error"
+LEASE = "Shoal-Lease"
+"""The lease that what this request makes is added to, percent-encoded."""
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 
@@ -46,6 +49,7 @@ POLL_SECONDS = 10.0
 OPERATION_POLL_SECONDS = 2.0
 """The same of an operation: few at a time, so that a dead owner is found out soon."""
 
+LONGEST_LEASE = 256
 _HEADER_LIMIT = 1000
 
 
@@ -80,6 +84,19 @@ def timeout_of(headers: Mapping[str, str]) -> float | None:
         return max(0.0, int(headers[TIMEOUT]) / 1000)
     except (KeyError, ValueError):
         return None
+
+
+def lease_of(headers: Mapping[str, str]) -> str:
+    """The lease a request is made under, or nothing. INVALID_ARGUMENT for what is none."""
+    lease = unquote(headers.get(LEASE, ""))
+    if len(lease) > LONGEST_LEASE or not (lease.isprintable() or not lease):
+        raise InvalidArgument(f"the lease must be printable, and of at most {LONGEST_LEASE} characters")
+    return lease
+
+
+def lease_header(lease: str) -> dict[str, str]:
+    """The header that carries a lease, if there is one."""
+    return {LEASE: quote(lease, safe="")} if lease else {}
 
 
 def child_traceparent(parent: str) -> str:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from shoal_bus.errors import InvalidArgument
 from shoal_bus.restart import Policy
+
+if TYPE_CHECKING:
+    from shoal_bus.api.content import ChangeLease
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def environment(given: list[str]) -> list[str]:
@@ -33,6 +39,25 @@ def labels(given: list[str]) -> dict[str, str]:
             raise InvalidArgument(f"--label {entry!r}: must be KEY=VALUE")
         found[key] = value
     return found
+
+
+def expiry(text: str) -> str:
+    """The time, as RFC 3339 has it, that is `90s`, `10m` or `24h` away."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in _UNITS or not number.isascii() or not number.isdecimal() or len(number) > 9:
+        raise InvalidArgument(f"--expire {text!r}: must be a number and s, m, h or d", hint="as 24h, or never")
+    at = datetime.now(UTC) + timedelta(seconds=int(number) * _UNITS[unit])
+    return at.isoformat(timespec="seconds")
+
+
+def lease_resource(lease: str, text: str) -> ChangeLease:
+    """A resource of a lease, from `TYPE=ID`."""
+    from shoal_bus.api.content import ChangeLease
+
+    type, equals, id = text.partition("=")
+    if not equals:
+        raise InvalidArgument(f"resource {text!r}: must be TYPE=ID", hint="as content=sha256:…, or images=NAME")
+    return ChangeLease.of({"lease": lease, "type": type, "id": id})
 
 
 def network(mode: str, ip: str, gateway: str, bridge: str) -> dict[str, Any]:

@@ -108,6 +108,27 @@ def test_schema_1_and_other_artifacts_are_refused() -> None:
     assert media.kind_of(b'{"schemaVersion": 2, "manifests": []}', "application/json") == media.OCI_INDEX
 
 
+def test_a_document_that_is_index_and_manifest_at_once_is_refused() -> None:
+    one = {"mediaType": media.OCI_MANIFEST, "digest": DIGEST, "size": 1}
+    for more in {"layers": [one]}, {"config": one}, {"layers": [one], "config": one}:
+        for media_type in media.OCI_INDEX, media.OCI_MANIFEST, "":
+            document = {"schemaVersion": 2, "mediaType": media_type, "manifests": [one], **more}
+            data = json.dumps(document).encode()
+            for read in (media.read_index, media.read_manifest, lambda d, m=media_type: media.kind_of(d, m)):
+                with pytest.raises(FailedPrecondition, match="at once"):
+                    read(data)
+
+
+def test_a_document_leads_where_it_says_whatever_it_is_called() -> None:
+    digests = [f"sha256:{number:064x}" for number in range(5)]
+    entries = [{"mediaType": "application/octet-stream", "digest": one} for one in digests]
+    document = {"mediaType": "text/html", "manifests": entries[:2], "layers": [*entries[2:4], "x", {"digest": "bad"}],
+                "config": entries[4], "subject": {"digest": DIGEST}}  # fmt: skip
+    assert set(media.references(json.dumps(document).encode())) == set(digests)
+    for other in (b"", b"[]", b"{", b"[" * 100_000, b"\xff", b'{"manifests": {"digest": 1}, "config": []}'):
+        assert media.references(other) == []
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
@@ -120,7 +141,13 @@ _JSON = st.recursive(
 @given(_JSON)
 def test_hostile_documents_are_refused_and_never_crash(document: object) -> None:
     data = json.dumps(document).encode()
-    for read in (media.read_index, media.read_manifest, media.read_config, lambda d: media.kind_of(d, "")):
+    for read in (
+        media.read_index,
+        media.read_manifest,
+        media.read_config,
+        lambda d: media.kind_of(d, ""),
+        media.references,
+    ):
         try:
             read(data)
         except ShoalError:

@@ -72,7 +72,7 @@ async def rmi(
     async with target.client() as client:
         return await for_each(
             [normalise(name) for name in image],
-            lambda name: client.call(content.IMAGE_DELETE, content.ImageRequest(name=name)),
+            lambda name: client.call(content.IMAGE_DELETE, content.DeleteImage(name=name)),
             quiet=target.json,
         )
 

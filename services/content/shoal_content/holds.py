@@ -1,25 +1,40 @@
-"""What pulls under way need: nothing they hold is collected, and what they made goes with them if they fail."""
+"""What pulls under way need: leases of their own, which end with them.
+
+A row comes before what it names: nothing a pull holds is collected. What it made goes when it fails, since nothing
+holds it any longer; when it succeeds, an image leads there, by the labels that it is given in the same transaction.
+"""
 
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 
 from shoal_bus.database import Database, Transaction
+from shoal_bus.errors import InvalidArgument
+from shoal_bus.types import Descriptor
 
-from shoal_content.collect import Collector
+from shoal_content import reference
+from shoal_content.collect import want
 from shoal_content.ingests import Ingests
+from shoal_content.leases import attach
+from shoal_content.referring import label_source, label_tree
 from shoal_content.store import Store
+from shoal_content.tree import Trees
 
 
 class Holds:
     """The pulls of one node, as the database has them."""
 
-    def __init__(self, database: Database, store: Store, ingests: Ingests, collector: Collector) -> None:
-        self._db, self._store, self._ingests, self._collector = database, store, ingests, collector
+    def __init__(self, database: Database, store: Store, ingests: Ingests, trees: Trees) -> None:
+        self._db, self._store, self._ingests, self._trees = database, store, ingests, trees
 
-    def begin(self, pull: str, namespace: str) -> str:
-        """Begins a pull, or finds the one that a dead copy began; returns what makes its steps' ids unique."""
+    def begin(self, pull: str, namespace: str, image: str = "", lease: str = "") -> str:
+        """Begins a pull, or finds the one that a dead copy began; returns what makes its steps' ids unique.
+
+        A lease that it is made under has the image from here on. NOT_FOUND for the lease.
+        """
         with self._db.write() as tx:
+            attach(tx, namespace, lease, "images", image)
             tx.execute("INSERT OR IGNORE INTO pulls VALUES (?, ?, ?)", (pull, namespace, secrets.token_hex(16)))
             return str(tx.execute("SELECT nonce FROM pulls WHERE id = ?", (pull,)).fetchone()["nonce"])
 
@@ -30,56 +45,65 @@ class Holds:
 
     def hold_blob(self, pull: str, namespace: str, digest: str) -> None:
         """Holds a blob that is there, or will be."""
-        with self._db.write() as tx:
-            made = not self._store.sees(namespace, digest)
-            tx.execute("INSERT OR IGNORE INTO holds VALUES (?, ?, '', ?, 0, ?)", (pull, namespace, digest, made))
+        self._hold(pull, namespace, "", digest)
 
-    def hold_snapshot(
-        self, pull: str, namespace: str, snapshotter: str, chain_id: str, depth: int, *, made: bool
-    ) -> None:
-        """Holds a snapshot that is there, or (`made`) that this pull is about to make; the first word counts."""
-        with self._db.write() as tx:
-            tx.execute(
-                "INSERT OR IGNORE INTO holds VALUES (?, ?, ?, ?, ?, ?)",
-                (pull, namespace, snapshotter, chain_id, depth, made),
-            )
+    def hold_snapshot(self, pull: str, namespace: str, snapshotter: str, chain_id: str) -> None:
+        """Holds a snapshot. Whoever wants to know whether it is there asks afterwards: then it stays."""
+        self._hold(pull, namespace, snapshotter, chain_id)
 
-    def succeed(self, tx: Transaction, pull: str, namespace: str, image: str) -> None:
-        """Hands what a pull held over to the image that it has just made."""
-        self._collector.forget_unpacked(tx, namespace, image)  # this pull still holds its own
-        tx.execute(
-            "INSERT INTO unpacked SELECT namespace, ?, snapshotter, key, depth FROM holds"
-            " WHERE pull = ? AND snapshotter != ''",
-            (image, pull),
-        )
+    def _hold(self, pull: str, namespace: str, snapshotter: str, key: str) -> None:
+        with self._db.write() as tx:
+            tx.execute("INSERT OR IGNORE INTO holds VALUES (?, ?, ?, ?)", (pull, namespace, snapshotter, key))
+
+    def succeed(self, tx: Transaction, pull: str, namespace: str, image: str, lease: str = "") -> None:
+        """Hands what a pull held over to the image that it has just made, in the transaction that makes it.
+
+        A lease gets all of it besides: it outlives the image. NOT_FOUND for the lease.
+        """
+        held = tx.execute("SELECT snapshotter, key FROM holds WHERE pull = ?", (pull,)).fetchall()
+        blobs = {row["key"] for row in held if not row["snapshotter"]}
+        unpacked = [(row["snapshotter"], row["key"]) for row in held if row["snapshotter"]]
+        row = tx.execute("SELECT target FROM images WHERE namespace = ? AND name = ?", (namespace, image)).fetchone()
+        tree = set(self._trees.reachable(Descriptor.model_validate_json(row["target"])))
+        for row in held if lease else ():
+            type = f"snapshots/{row['snapshotter']}" if row["snapshotter"] else "content"
+            attach(tx, namespace, lease, type, row["key"])
+        label_tree(tx, self._store, namespace, tree, unpacked)
+        with suppress(InvalidArgument):  # a name that is no reference: it came from nowhere
+            label_source(tx, namespace, blobs & tree, reference.parse(image))
+        if blobs - tree:
+            want(tx)  # the tag has moved meanwhile
+        self._end(tx, pull)
+
+    def fail(self, pull: str) -> None:
+        """Undoes a pull: its ingests' files first, since a full disk may be the reason. The rest is collected."""
+        self._ingests.remove_files_of(pull)
+        with self._db.write() as tx:
+            self._fail(tx, pull)
+
+    def fail_dead(self) -> list[str]:
+        """Undoes pulls whose request is over, and whose own undoing failed; says which."""
+        dead = [row["id"] for row in self._db.read(_DEAD)]
+        for pull in dead:
+            self._ingests.remove_files_of(pull, lambda tx, pull=pull: _is_dead(tx, pull))  # type: ignore[misc]
+            with self._db.write() as tx:
+                if _is_dead(tx, pull):
+                    self._fail(tx, pull)
+        return dead
+
+    def _fail(self, tx: Transaction, pull: str) -> None:
+        want(tx)
+        self._end(tx, pull)
+
+    def _end(self, tx: Transaction, pull: str) -> None:
         tx.execute("DELETE FROM holds WHERE pull = ?", (pull,))
         self._ingests.drop_of(tx, pull)
         tx.execute("DELETE FROM pulls WHERE id = ?", (pull,))
 
-    def fail(self, pull: str) -> None:
-        """Undoes a pull: its ingests' files first, since a full disk may be the reason."""
-        self._ingests.remove_files_of(pull)
-        with self._db.write() as tx:
-            self._ingests.drop_of(tx, pull)
-            made = tx.execute(
-                "DELETE FROM holds WHERE pull = ? RETURNING namespace, snapshotter, key, depth, made", (pull,)
-            ).fetchall()
-            for row in made:
-                if not row["made"]:
-                    continue
-                # Another pull that relies on it inherits it.
-                heirs = tx.execute(
-                    "UPDATE holds SET made = 1 WHERE namespace = ? AND snapshotter = ? AND key = ?",
-                    (row["namespace"], row["snapshotter"], row["key"]),
-                )
-                if heirs.rowcount == 0 and row["snapshotter"]:
-                    self._collector.doom(tx, row["namespace"], row["snapshotter"], row["key"], row["depth"], again=True)
-            blobs = [row for row in made if row["made"] and not row["snapshotter"]]
-            if blobs:
-                self._collector.collect_blobs(tx, blobs[0]["namespace"], [row["key"] for row in blobs])
-            tx.execute("DELETE FROM pulls WHERE id = ?", (pull,))
 
-    def dead(self) -> list[str]:
-        """Pulls whose request is no longer begun: nobody will finish or undo them."""
-        rows = self._db.read("SELECT id FROM pulls WHERE id NOT IN (SELECT id FROM requests WHERE state = 'begun')")
-        return [row["id"] for row in rows]
+def _is_dead(tx: Transaction, pull: str) -> bool:
+    """Whether still nobody has taken a pull up again."""
+    return tx.execute(f"{_DEAD} AND id = ?", (pull,)).fetchone() is not None
+
+
+_DEAD = "SELECT id FROM pulls WHERE id NOT IN (SELECT id FROM requests WHERE state = 'begun')"

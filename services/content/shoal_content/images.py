@@ -12,6 +12,7 @@ from shoal_bus.api.content import (
     IMAGES_DELETE,
     IMAGES_UPDATE,
     CreateImage,
+    DeleteImage,
     Image,
     ImageDeleted,
     ImageEvent,
@@ -29,6 +30,7 @@ from shoal_bus.types import Descriptor, Labels
 from shoal_content import labels as label_sets
 from shoal_content.collect import Collector
 from shoal_content.labels import dump, load
+from shoal_content.leases import attach
 
 _PAGE = 500
 
@@ -63,6 +65,7 @@ class Images:
             if self.find(ctx.namespace, request.name) is not None:
                 raise AlreadyExists(f"image {request.name}: is there already")
             image = self.put(tx, ctx.namespace, request.name, request.target, request.labels, ctx.id)
+            attach(tx, ctx.namespace, ctx.lease, "images", request.name)
             ctx.answer(tx, image)
         return image
 
@@ -78,23 +81,19 @@ class Images:
             changed = old.labels if request.fields and not paths else None
             new_labels = changed if changed is not None else label_sets.updated(old.labels, request.labels, paths)
             image = self.put(tx, ctx.namespace, request.name, target, new_labels, ctx.id)
-            if target.digest != old.target.digest:
-                self._collector.forget_unpacked(tx, ctx.namespace, request.name)
-                self._collector.collect_tree(tx, ctx.namespace, old.target)
             ctx.answer(tx, image)
-        await self._collector.finish(ctx.client)
+        if target.digest != old.target.digest:
+            await self._collector.after_deletion(wait=False)
         return image
 
-    async def delete(self, ctx: Context, request: ImageRequest) -> Empty:
-        """Removes an image record, and the blobs and snapshots that only it needed."""
+    async def delete(self, ctx: Context, request: DeleteImage) -> Empty:
+        """Removes an image record; the blobs and snapshots that only it needed are collected."""
         with self._db.write(durable=True) as tx:
-            image = self.record(ctx.namespace, request.name)
+            self.record(ctx.namespace, request.name)
             tx.execute("DELETE FROM images WHERE namespace = ? AND name = ?", (ctx.namespace, request.name))
             tx.emit(ctx.namespace, IMAGES_DELETE, ImageDeleted(name=request.name))
-            self._collector.forget_unpacked(tx, ctx.namespace, request.name)
-            self._collector.collect_tree(tx, ctx.namespace, image.target)
             ctx.answer(tx, Empty())
-        await self._collector.finish(ctx.client)
+        await self._collector.after_deletion(wait=request.sync)
         return Empty()
 
     # --------------------------------------------------------------------------------------------------------- within

@@ -22,7 +22,7 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,7 @@ from shoal_bus.filters import compile_filters, label_field
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
 
+from shoal_content import leases
 from shoal_content.labels import dump, load
 from shoal_content.layout import Layout, hash_file, sync
 from shoal_content.store import Store
@@ -135,8 +136,9 @@ class Ingests:
 
     async def open(self, ctx: Context, request: OpenIngest) -> IngestStatus:
         """Begins an ingest, or finds it, for one writer."""
+        self._refuse_what_is_there(ctx, self._find(ctx.namespace, request.ref), request.expected)
         with self._db.write() as tx:
-            self._enter(tx, ctx.namespace, request)
+            self._enter(tx, ctx, request)
             told = self._status(self._row(ctx.namespace, request.ref))
             ctx.answer(tx, told)
         return told
@@ -151,13 +153,14 @@ class Ingests:
             raise OutOfRange(f"ingest {request.ref}: is at 0, not at {request.offset}")
         if request.truncate and request.offset:
             raise InvalidArgument(f"ingest {request.ref}: an ingest that is truncated begins at 0")
+        self._refuse_what_is_there(ctx, row, request.expected)
         total = request.total or (row["total"] if row is not None else 0)
         if total and request.offset + len(request.data) > total:
             raise FailedPrecondition(
                 f"ingest {request.ref}: {request.offset + len(request.data)} bytes, {total} were announced"
             )
         with self._db.write() as tx:
-            self._enter(tx, ctx.namespace, request)
+            self._enter(tx, ctx, request)
         if request.truncate:
             self.restart(ctx.namespace, request.ref)
         row = self._row(ctx.namespace, request.ref)
@@ -218,7 +221,9 @@ class Ingests:
 
     # ------------------------------------------------------------------------------------------------------ for pulls
 
-    def begin(self, namespace: str, ref: str, expected: str, total: int, pull: str, labels: Labels) -> Path:
+    def begin(
+        self, namespace: str, ref: str, expected: str, total: int, pull: str, labels: Labels, lease: str = ""
+    ) -> Path:
         """The file of an ingest, begun now or before. `pull` takes over one that another pull left."""
         now = time.time()
         with self._db.write() as tx:
@@ -226,6 +231,7 @@ class Ingests:
                 f"INSERT OR IGNORE {_INSERT}",
                 (namespace, ref, secrets.token_hex(16), total, expected, pull, dump(labels), now, now),
             )
+            leases.attach(tx, namespace, lease, "ingests", ref)
             if pull:
                 tx.execute(
                     "UPDATE ingests SET pull = ?, updated_at = ? WHERE namespace = ? AND ref = ?",
@@ -261,9 +267,11 @@ class Ingests:
         self._store.add(tx, namespace, file, digest, size, load(row["labels"]))
         self._drop(tx, row)
 
-    def remove_files_of(self, pull: str) -> None:
+    def remove_files_of(self, pull: str, condition: Callable[[Transaction], bool] = lambda _: True) -> None:
         """Removes the files of a pull's ingests. Their rows stay, at 0: a full disk may refuse to change them."""
         with self._db.write() as tx:  # it keeps another pull from taking one over meanwhile
+            if not condition(tx):
+                return
             for row in tx.execute("SELECT * FROM ingests WHERE pull = ?", (pull,)).fetchall():
                 file = self._layout.ingest(row["file"])
                 if row["placing"] and self._layout.is_placed(file, row["placing"]):
@@ -280,14 +288,25 @@ class Ingests:
 
     # --------------------------------------------------------------------------------------------------------- within
 
-    def _enter(self, tx: Transaction, namespace: str, request: OpenIngest | WriteIngest) -> None:
+    def _refuse_what_is_there(self, ctx: Context, row: sqlite3.Row | None, expected: str | None) -> None:
+        """ALREADY_EXISTS for an ingest that would come to a blob which is there: the request's lease has that now."""
+        if row is None and expected and self._store.sees(ctx.namespace, expected):
+            self._lease(ctx, expected)
+            raise AlreadyExists(f"blob {expected}: is there already")
+
+    def _lease(self, ctx: Context, digest: str) -> None:
+        """Has the request's lease, if there is one, hold a blob that is there already."""
+        if ctx.lease:
+            with self._db.write() as tx:
+                leases.attach(tx, ctx.namespace, ctx.lease, "content", digest)
+
+    def _enter(self, tx: Transaction, ctx: Context, request: OpenIngest | WriteIngest) -> None:
         """Begins an ingest, or finds it, for the writer of a request, and keeps others off for a while."""
+        namespace = ctx.namespace
         if request.ref.startswith(PULL_REF):
             raise InvalidArgument(f"ingest {request.ref}: refs of {PULL_REF}… are for pulls", hint="choose another ref")
         row, now, expected = self._find(namespace, request.ref), time.time(), request.expected or ""
         if row is None:
-            if expected and self._store.sees(namespace, expected):
-                raise AlreadyExists(f"blob {expected}: is there already")
             file = secrets.token_hex(16)
             tx.execute(
                 f"INSERT {_INSERT}",
@@ -296,6 +315,7 @@ class Ingests:
         else:
             self._check(row, request, expected, now)
             self._unplace(tx, row)
+        leases.attach(tx, namespace, ctx.lease, "ingests", request.ref)
         tx.execute(
             "UPDATE ingests SET updated_at = ?, total = max(total, ?), expected = coalesce(nullif(?, ''), expected),"
             " session = ?, session_until = ? WHERE namespace = ? AND ref = ?",
@@ -330,7 +350,9 @@ class Ingests:
 
     def _drop(self, tx: Transaction, row: sqlite3.Row) -> None:
         """Removes a row; its file goes once that is certain."""
-        tx.execute("DELETE FROM ingests WHERE namespace = ? AND ref = ?", (row["namespace"], row["ref"]))
+        where = (row["namespace"], row["ref"])
+        tx.execute("DELETE FROM ingests WHERE namespace = ? AND ref = ?", where)
+        tx.execute("DELETE FROM lease_resources WHERE namespace = ? AND type = 'ingests' AND id = ?", where)
         if row["placing"]:
             self._store.unplace(tx, row["placing"])
         self._hashes.pop(row["file"], None)
@@ -391,6 +413,7 @@ class Ingests:
         with self._db.write(durable=True) as tx:
             # Another ingest may have been faster with the same bytes.
             already = self._store.sees(ctx.namespace, digest)
+            leases.attach(tx, ctx.namespace, ctx.lease, "content", digest)
             if already:
                 self._drop(tx, self._row(ctx.namespace, request.ref))
             else:

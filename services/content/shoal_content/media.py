@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from shoal_bus.errors import FailedPrecondition
-from shoal_bus.types import Descriptor, Platform, check_digest
+from shoal_bus.types import Descriptor, Platform, check_digest, is_digest
 
 OCI_INDEX, OCI_MANIFEST = "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -32,6 +32,7 @@ LAYERS = frozenset(
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_LAYERS = 512
 MAX_MANIFESTS = 1024
+MAX_REFERENCES = 4096
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Config:
 def kind_of(data: bytes, media_type: str) -> str:
     """The media type of a manifest: what it says of itself, or else what it was served as (`media_type`)."""
     document = _load(data, "manifest")
+    _check_kind(document)
     if (
         document.get("schemaVersion") == 1
         or "prettyjws" in media_type
@@ -77,7 +79,9 @@ def kind_of(data: bytes, media_type: str) -> str:
 
 def read_index(data: bytes) -> list[Descriptor]:
     """The manifests of an index; attestations, which aren't images, are left out."""
-    entries = _list(_load(data, "index"), "manifests", MAX_MANIFESTS)
+    document = _load(data, "index")
+    _check_kind(document)
+    entries = _list(document, "manifests", MAX_MANIFESTS)
     found = [_descriptor(entry) for entry in entries]
     return [one for one in found if one.platform is None or one.platform.os != "unknown"]
 
@@ -85,6 +89,7 @@ def read_index(data: bytes) -> list[Descriptor]:
 def read_manifest(data: bytes) -> Manifest:
     """A manifest whose configuration and layers are of types that can be unpacked."""
     document = _load(data, "manifest")
+    _check_kind(document)
     config = _descriptor(document.get("config"))
     layers = [_descriptor(entry) for entry in _list(document, "layers", MAX_LAYERS)]
     if config.media_type not in CONFIGS:
@@ -112,15 +117,23 @@ def read_config(data: bytes) -> Config:
     return Config(_platform(document), checked, document)
 
 
-def children(media_type: str, data: bytes) -> list[Descriptor]:
-    """What a blob refers to: an index its manifests, a manifest its configuration and layers, another nothing."""
-    if media_type in INDEXES:
-        return [_descriptor(one) for one in _list(_load(data, "index"), "manifests", MAX_MANIFESTS)]
-    if media_type in MANIFESTS:
-        document = _load(data, "manifest")
-        layers = [_descriptor(one) for one in _list(document, "layers", MAX_LAYERS)]
-        return [_descriptor(document.get("config")), *layers]
-    return []
+def references(data: bytes) -> list[str]:
+    """The digests of what a document leads to: manifests, configuration and layers, as far as they are legible.
+
+    Whoever decides by this what is kept doesn't care whether the document is a good one: that is seen when it is used.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return []
+    if not isinstance(document, dict):
+        return []
+    found = [document.get("config")]
+    for key in ("manifests", "layers"):
+        value = document.get(key)
+        found += value[:MAX_REFERENCES] if isinstance(value, list) else []
+    digests = [one.get("digest") for one in found if isinstance(one, dict)]
+    return list(dict.fromkeys(one for one in digests if isinstance(one, str) and is_digest(one)))
 
 
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:
@@ -132,6 +145,12 @@ def chain_ids(diff_ids: Iterable[str]) -> list[str]:
         else:
             chain.append(f"sha256:{hashlib.sha256(f'{chain[-1]} {diff_id}'.encode()).hexdigest()}")
     return chain
+
+
+def _check_kind(document: dict[str, Any]) -> None:
+    """Refuses what is an index to one reader and a manifest to another (CVE-2021-41190)."""
+    if document.get("manifests") and (document.get("layers") or document.get("config")):
+        raise FailedPrecondition("the document is an index and a manifest at once", hint="its author must choose")
 
 
 def _load(data: bytes, what: str) -> dict[str, Any]:

@@ -87,6 +87,7 @@ class Namespaces:
                 )
             if tx.execute("DELETE FROM namespaces WHERE name = ?", (request.name,)).rowcount:
                 tx.emit(request.name, NAMESPACES_DELETE, NamespaceDeleted(name=request.name))
+            tx.execute("DELETE FROM leases WHERE namespace = ?", (request.name,))  # of nothing, or what is elsewhere
             ctx.answer(tx, Empty())
         return Empty()
 

@@ -12,17 +12,15 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import structlog
 from shoal_bus.api import snapshot as snapshots
 from shoal_bus.api.content import Image, PullImage
 from shoal_bus.context import Context
 from shoal_bus.database import Database
 from shoal_bus.errors import Cancelled, NotFound, ShoalError
-from shoal_bus.locks import Locks
 from shoal_bus.types import Descriptor
 
 from shoal_content import media, platforms, reference
-from shoal_content.collect import Collector, snapshot_lock
+from shoal_content.collect import Collector
 from shoal_content.fetch import Fetcher
 from shoal_content.following import Following
 from shoal_content.holds import Holds
@@ -33,8 +31,6 @@ from shoal_content.registry.http import HttpResolver
 from shoal_content.registry.resolver import Resolver
 from shoal_content.store import Store
 from shoal_content.tree import check, choose_manifest
-
-log = structlog.get_logger(__name__)
 
 _UNPACK_TRIES = 5
 
@@ -51,16 +47,15 @@ class Pulls:
         fetcher: Fetcher,
         following: Following,
         collector: Collector,
-        locks: Locks,
     ) -> None:
         self.db, self.store, self.images, self.holds = database, store, images, holds
-        self.fetcher, self.following, self.collector, self.locks = fetcher, following, collector, locks
+        self.fetcher, self.following, self.collector = fetcher, following, collector
 
     async def pull(self, ctx: Context, request: PullImage) -> Image:
         """Fetches an image, verifies and unpacks it."""
         wanted = reference.parse(request.name)
         platforms.wanted(request.platform)  # one that can't be read is refused before anything is asked for
-        nonce = self.holds.begin(ctx.id, ctx.namespace)
+        nonce = self.holds.begin(ctx.id, ctx.namespace, str(wanted), ctx.lease)
         try:
             async with HttpResolver(wanted, plain_http=request.plain_http) as resolver:
                 return await _Pull(self, ctx, request, wanted, resolver, nonce).run()
@@ -76,7 +71,7 @@ class Pulls:
         self.holds.fail(ctx.id)
         if nonce:
             self.following.forget(nonce)
-        await self.collector.finish(ctx.client)
+        await self.collector.after_deletion(wait=True)
 
     async def _undo_and_say(self, ctx: Context, request: PullImage) -> None:
         try:
@@ -157,7 +152,7 @@ class _Pull:
 
     async def _layer(self, at: int, unpack: snapshots.UnpackLayer) -> None:
         """Fetches a layer and has it unpacked meanwhile, unless there is such a snapshot."""
-        there = not self._request.snapshotter or await self._hold_snapshot(at, unpack.name)
+        there = not self._request.snapshotter or await self._hold_snapshot(unpack.name)
         begun = asyncio.Event()
 
         def follow(file: Path) -> None:
@@ -203,19 +198,17 @@ class _Pull:
                 message = f"{self._wanted}: layer {request.descriptor.digest}: {error.message}"
                 raise type(error)(message, hint=error.hint) from None
 
-    async def _hold_snapshot(self, at: int, chain_id: str) -> bool:
+    async def _hold_snapshot(self, chain_id: str) -> bool:
         """Holds a layer's snapshot; says whether it is there already."""
         snapshotter, namespace = self._request.snapshotter, self._ctx.namespace
-        # Under this lock the collector decides whether it goes.
-        async with self._pulls.locks.hold(snapshot_lock(namespace, snapshotter, chain_id)):
-            try:
-                stat = snapshots.SNAPSHOT_STAT.on(snapshotter)
-                await self._ctx.client.call(stat, snapshots.SnapshotRequest(key=chain_id), patience=30.0)
-                there = True
-            except NotFound:
-                there = False
-            self._pulls.holds.hold_snapshot(self._ctx.id, namespace, snapshotter, chain_id, at, made=not there)
-        return there
+        # In this order: a collection that hasn't seen that it is held sees that it has been looked at.
+        self._pulls.holds.hold_snapshot(self._ctx.id, namespace, snapshotter, chain_id)
+        try:
+            stat = snapshots.SNAPSHOT_STAT.on(snapshotter)
+            await self._ctx.client.call(stat, snapshots.SnapshotRequest(key=chain_id), patience=30.0)
+        except NotFound:
+            return False
+        return True
 
     # --------------------------------------------------------------------------------------------------------- record
 
@@ -226,15 +219,11 @@ class _Pull:
             old = pulls.images.find(ctx.namespace, name)
             labels = (old.labels if old is not None else {}) | self._request.labels
             image = pulls.images.put(tx, ctx.namespace, name, target, labels, ctx.id)
-            pulls.holds.succeed(tx, ctx.id, ctx.namespace, name)
-            if old is not None and old.target.digest != target.digest:
-                pulls.collector.collect_tree(tx, ctx.namespace, old.target)
+            pulls.holds.succeed(tx, ctx.id, ctx.namespace, name, ctx.lease)
             ctx.answer(tx, image)
         self._progress.done()
-        try:
-            await pulls.collector.finish(ctx.client)
-        except OSError as error:
-            log.warning("pull.collect_later", image=name, error=str(error))
+        if old is not None and old.target.digest != target.digest:
+            await pulls.collector.after_deletion(wait=True)
         return image
 
 

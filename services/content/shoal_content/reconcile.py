@@ -45,6 +45,5 @@ def reconcile(database: Database, layout: Layout, holds: Holds, following: Follo
 
 def undo_dead_pulls(holds: Holds) -> None:
     """Undoes pulls whose request is over, and whose own undoing failed."""
-    for pull in holds.dead():
-        holds.fail(pull)
+    for pull in holds.fail_dead():
         log.info("reconcile.pull_undone", pull=pull)

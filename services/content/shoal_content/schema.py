@@ -1,8 +1,7 @@
 """The tables of `metadata.db`.
 
-Bytes are the node's, and so is `blobs`; what a namespace sees of them is `visible`. A pull under way has a row in
-`pulls`, and in `holds` whatever it needs: written before the thing itself, so that nothing collects it. `unpacked` says
-which snapshots an image's layers became, `doomed` which of them nobody needs any more.
+Bytes are the node's, and so is `blobs`; what a namespace sees of them is `visible`. A pull under way is a lease of its
+own: a row in `pulls`, and in `holds` whatever it needs, written before the thing itself, so that nothing collects it.
 """
 
 from __future__ import annotations
@@ -29,6 +28,108 @@ SCRUB = """
         ended_at   REAL NOT NULL       -- when the last pass was over
     );
 """
+COLLECTION = """
+    CREATE TABLE blob_references (     -- what an index or a manifest leads to, by its own words
+        parent     TEXT NOT NULL,
+        child      TEXT NOT NULL,
+        PRIMARY KEY (parent, child)
+    ) WITHOUT ROWID;
+    CREATE TRIGGER blob_gone AFTER DELETE ON blobs
+    BEGIN
+        DELETE FROM blob_references WHERE parent = OLD.digest;
+    END;
+    CREATE TABLE leases (
+        namespace  TEXT NOT NULL,
+        id         TEXT NOT NULL,
+        labels     TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        PRIMARY KEY (namespace, id)
+    ) WITHOUT ROWID;
+    CREATE TABLE lease_resources (
+        namespace  TEXT NOT NULL,
+        lease      TEXT NOT NULL,
+        type       TEXT NOT NULL,      -- content, images, ingests, snapshots/<snapshotter>
+        id         TEXT NOT NULL,
+        PRIMARY KEY (namespace, lease, type, id),
+        FOREIGN KEY (namespace, lease) REFERENCES leases (namespace, id) ON DELETE CASCADE
+    ) WITHOUT ROWID;
+    CREATE INDEX lease_resources_id ON lease_resources (id);
+    CREATE TABLE collection (          -- one row: the newest epoch of garbage collection
+        token      TEXT NOT NULL,
+        open       INTEGER NOT NULL,   -- 1 until the mark, 2 while snapshots are swept
+        wanted     INTEGER NOT NULL    -- something may have become superfluous since the last one began
+    );
+    INSERT INTO collection VALUES ('', 0, 1);
+    CREATE TABLE collection_kept (     -- what has come to be a root, or been one, within it; `type` as a lease has it
+        namespace  TEXT NOT NULL,
+        type       TEXT NOT NULL,
+        id         TEXT NOT NULL,
+        labels     TEXT NOT NULL
+    );
+    CREATE TABLE collection_peers (    -- who has ever taken part: whoever has, is waited for
+        name       TEXT PRIMARY KEY
+    ) WITHOUT ROWID;
+    CREATE TRIGGER blob_seen AFTER INSERT ON visible WHEN (SELECT open FROM collection) = 1
+    BEGIN
+        INSERT INTO collection_kept VALUES (NEW.namespace, 'content', NEW.digest, '{}');
+    END;
+    CREATE TRIGGER blob_relabelled AFTER UPDATE OF labels ON visible WHEN (SELECT open FROM collection) = 1
+    BEGIN
+        INSERT INTO collection_kept SELECT OLD.namespace, 'content', OLD.digest, value
+            FROM json_each(json_array(OLD.labels, NEW.labels)) WHERE value LIKE '%containerd.io/gc.%';
+    END;
+    CREATE TRIGGER blob_hidden AFTER DELETE ON visible
+    WHEN (SELECT open FROM collection) = 1 AND OLD.labels LIKE '%containerd.io/gc.%'
+    BEGIN
+        INSERT INTO collection_kept VALUES (OLD.namespace, 'content', OLD.digest, OLD.labels);
+    END;
+    CREATE TRIGGER image_made AFTER INSERT ON images WHEN (SELECT open FROM collection) = 1
+    BEGIN
+        INSERT INTO collection_kept VALUES (NEW.namespace, 'images', NEW.name, '{}');
+    END;
+    CREATE TRIGGER image_changed AFTER UPDATE OF target, labels ON images
+    BEGIN
+        UPDATE collection SET wanted = 1 WHERE NOT wanted;
+        INSERT INTO collection_kept SELECT OLD.namespace, 'content', json_extract(OLD.target, '$.digest'), OLD.labels
+            FROM collection WHERE open = 1;
+        INSERT INTO collection_kept SELECT NEW.namespace, 'images', NEW.name, '{}' FROM collection WHERE open = 1;
+    END;
+    CREATE TRIGGER image_deleted AFTER DELETE ON images
+    BEGIN
+        UPDATE collection SET wanted = 1 WHERE NOT wanted;
+        INSERT INTO collection_kept SELECT OLD.namespace, 'content', json_extract(OLD.target, '$.digest'), OLD.labels
+            FROM collection WHERE open = 1;
+    END;
+    CREATE TRIGGER lease_deleted AFTER DELETE ON leases
+    BEGIN
+        UPDATE collection SET wanted = 1 WHERE NOT wanted;
+    END;
+    CREATE TRIGGER lease_resource_added AFTER INSERT ON lease_resources WHEN (SELECT open FROM collection) = 1
+    BEGIN
+        INSERT INTO collection_kept VALUES (NEW.namespace, NEW.type, NEW.id, '{}');
+    END;
+    CREATE TRIGGER lease_resource_removed AFTER DELETE ON lease_resources
+    BEGIN
+        UPDATE collection SET wanted = 1 WHERE NOT wanted;
+        INSERT INTO collection_kept SELECT OLD.namespace, OLD.type, OLD.id, '{}' FROM collection WHERE open = 1;
+    END;
+    CREATE TRIGGER hold_added AFTER INSERT ON holds WHEN (SELECT open FROM collection) = 1
+    BEGIN
+        INSERT INTO collection_kept VALUES (
+            NEW.namespace, CASE NEW.snapshotter WHEN '' THEN 'content' ELSE 'snapshots/' || NEW.snapshotter END,
+            NEW.key, '{}');
+    END;
+    CREATE TRIGGER hold_removed AFTER DELETE ON holds WHEN (SELECT open FROM collection) = 1
+    BEGIN
+        INSERT INTO collection_kept VALUES (
+            OLD.namespace, CASE OLD.snapshotter WHEN '' THEN 'content' ELSE 'snapshots/' || OLD.snapshotter END,
+            OLD.key, '{}');
+    END;
+    CREATE VIEW unwanted AS SELECT digest FROM blobs
+        WHERE NOT EXISTS (SELECT 1 FROM visible WHERE visible.digest = blobs.digest)
+          AND NOT EXISTS (SELECT 1 FROM holds WHERE holds.key = blobs.digest AND holds.snapshotter = '');
+"""
+
 MIGRATIONS = [
     """
     CREATE TABLE blobs (
@@ -70,15 +171,6 @@ MIGRATIONS = [
         request_id TEXT NOT NULL,
         PRIMARY KEY (namespace, name)
     ) WITHOUT ROWID;
-    CREATE TABLE unpacked (
-        namespace   TEXT NOT NULL,
-        image       TEXT NOT NULL,
-        snapshotter TEXT NOT NULL,
-        chain_id    TEXT NOT NULL,
-        depth       INTEGER NOT NULL,
-        PRIMARY KEY (namespace, image, snapshotter, chain_id)
-    ) WITHOUT ROWID;
-    CREATE INDEX unpacked_chain ON unpacked (namespace, snapshotter, chain_id);
     CREATE TABLE pulls (
         id         TEXT PRIMARY KEY,
         namespace  TEXT NOT NULL,
@@ -89,22 +181,9 @@ MIGRATIONS = [
         namespace   TEXT NOT NULL,
         snapshotter TEXT NOT NULL,     -- empty: `key` is a blob's digest, else a chain ID
         key         TEXT NOT NULL,
-        depth       INTEGER NOT NULL,
-        made        INTEGER NOT NULL,  -- it wasn't there before: it goes again if this pull fails
         PRIMARY KEY (pull, snapshotter, key)
     ) WITHOUT ROWID;
     CREATE INDEX holds_key ON holds (key);
-    CREATE VIEW unwanted AS SELECT digest FROM blobs
-        WHERE NOT EXISTS (SELECT 1 FROM visible WHERE visible.digest = blobs.digest)
-          AND NOT EXISTS (SELECT 1 FROM holds WHERE holds.key = blobs.digest AND holds.snapshotter = '');
-    CREATE TABLE doomed (
-        namespace   TEXT NOT NULL,
-        snapshotter TEXT NOT NULL,
-        chain_id    TEXT NOT NULL,
-        depth       INTEGER NOT NULL,
-        until       REAL NOT NULL,     -- looked for again till then, even where it isn't there
-        PRIMARY KEY (namespace, snapshotter, chain_id)
-    ) WITHOUT ROWID;
     CREATE TABLE namespaces (
         name       TEXT PRIMARY KEY,
         labels     TEXT NOT NULL
@@ -112,4 +191,5 @@ MIGRATIONS = [
     """,
     CLAIMS,
     SCRUB,
+    COLLECTION,
 ]

@@ -6,7 +6,6 @@ import asyncio
 
 import structlog
 from shoal_bus.api import content as api
-from shoal_bus.client import Client
 from shoal_bus.process import Process
 
 from shoal_content import reference
@@ -18,6 +17,7 @@ from shoal_content.holds import Holds
 from shoal_content.images import Images
 from shoal_content.ingests import Ingests
 from shoal_content.layout import Layout
+from shoal_content.leases import Leases
 from shoal_content.namespaces import Namespaces
 from shoal_content.pull import Pulls
 from shoal_content.reconcile import reconcile, undo_dead_pulls
@@ -41,14 +41,16 @@ async def setup(process: Process) -> None:
     claims = Claims(database, layout, store)
     scrub = Scrub(database, layout, store, process.locks)
     trees = Trees(store)
-    collector = Collector(database, store, trees, process.locks)
+    collector = Collector(database, store, layout, process.locks, service.client)
+    process.stack.push_async_callback(collector.stop)
+    leases = Leases(database, collector)
     images = Images(database, collector)
     resolving = Resolving(trees, images)
     ingests = Ingests(database, layout, store)
-    holds = Holds(database, store, ingests, collector)
+    holds = Holds(database, store, ingests, trees)
     fetcher = Fetcher(database, store, ingests, holds, process.locks)
     following = Following(database, layout)
-    pulls = Pulls(database, store, images, holds, fetcher, following, collector, process.locks)
+    pulls = Pulls(database, store, images, holds, fetcher, following, collector)
     namespaces = Namespaces(database)
 
     service.handle(api.BLOB_INFO, store.info)
@@ -73,6 +75,14 @@ async def setup(process: Process) -> None:
     service.handle(api.IMAGE_RESOLVE, resolving.resolve)
     # Not the image's own lock: whoever deletes it meanwhile needn't wait for the end of a pull.
     service.operate(api.IMAGE_PULL, pulls.pull, undo=pulls.undo, lock=lambda r: f"pull/{reference.parse(r.name)}")
+    service.handle(api.LEASE_CREATE, leases.create, lock=lambda r: f"lease/{r.id}")
+    service.handle(api.LEASE_DELETE, leases.delete, lock=lambda r: f"lease/{r.id}")
+    service.handle(api.LEASE_GET, leases.get)
+    service.stream(api.LEASE_LIST, leases.list)
+    service.handle(api.LEASE_ADD, leases.add, lock=lambda r: f"lease/{r.lease}")
+    service.handle(api.LEASE_REMOVE, leases.remove, lock=lambda r: f"lease/{r.lease}")
+    service.stream(api.LEASE_RESOURCES, leases.resources)
+    service.handle(api.NODE_GC, collector.gc, lock=lambda r: f"gc/{'soon' if r.soon else 'now'}")
     service.handle(api.NAMESPACE_GET, namespaces.get)
     service.stream(api.NAMESPACE_LIST, namespaces.list)
     service.handle(api.NAMESPACE_CREATE, namespaces.create, lock=lambda r: f"namespace/{r.name}")
@@ -80,21 +90,20 @@ async def setup(process: Process) -> None:
     service.handle(api.NAMESPACE_DELETE, namespaces.delete, lock=lambda r: f"namespace/{r.name}")
     reconcile(database, layout, holds, following, scrub)
     claims.reconcile()
-    service.background(_sweep(holds, following, ingests, claims, collector, service.client), "collect")
+    service.background(_sweep(holds, following, ingests, claims, collector), "sweep")
+    service.background(collector.run_for_ever(), "collection")
     service.background(scrub.run(), "scrub")
 
 
-async def _sweep(
-    holds: Holds, following: Following, ingests: Ingests, claims: Claims, collector: Collector, client: Client
-) -> None:
-    """At the start, and now and then, removes what couldn't be removed when it became superfluous."""
+async def _sweep(holds: Holds, following: Following, ingests: Ingests, claims: Claims, collector: Collector) -> None:
+    """Now and then, removes what has expired, and undoes what couldn't be undone when it failed."""
     while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
         try:
             claims.expire()
             ingests.expire()
             undo_dead_pulls(holds)
             following.sweep()
-            await collector.finish(client)
+            collector.look_again()
         except Exception:
             log.exception("sweep.failed")
-        await asyncio.sleep(_SWEEP_SECONDS)

@@ -42,11 +42,13 @@ from shoal_bus.filters import compile_filters, label_field
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
 
+from shoal_content import media
 from shoal_content.labels import dump, load, updated
 from shoal_content.layout import Layout, sync
 
 _PAGE = 500
 _CHUNK = 256 * 1024
+_PEEK = 64
 
 
 class Store:
@@ -142,6 +144,25 @@ class Store:
     def path(self, digest: str) -> Path:
         return self.layout.path(digest)
 
+    def size(self, namespace: str, digest: str) -> int | None:
+        """The size of a blob that a namespace sees, or None."""
+        row = self._find(namespace, digest)
+        return int(row["size"]) if row is not None else None
+
+    def document(self, digest: str) -> bytes | None:
+        """All of a blob that looks like JSON; None for any other, and for one that isn't here."""
+        try:
+            with self.layout.path(digest).open("rb") as blob:
+                begin = blob.read(_PEEK)
+                return begin + blob.read() if begin.lstrip().startswith(b"{") else None
+        except FileNotFoundError:
+            return None
+
+    def references(self, digest: str) -> Sequence[str]:
+        """What a blob leads to, if it is here, and an index or a manifest."""
+        rows = self.db.read("SELECT child FROM blob_references WHERE parent = ?", (digest,))
+        return [row["child"] for row in rows]
+
     def share(self, tx: Transaction, namespace: str, digest: str, labels: Labels) -> bool:
         """Shows a namespace a blob that is on the node already; says whether there is one.
 
@@ -183,7 +204,11 @@ class Store:
         # Usually `place` has been called, and the directory synced, before this transaction.
         if not self.layout.is_placed(file, digest) and self.place(tx, file, digest):
             sync(self.layout.path(digest).parent)
-        tx.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (digest, size))
+        if tx.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (digest, size)).rowcount:
+            tx.execute(
+                "INSERT INTO blob_references SELECT ?, value FROM json_each(?)",
+                (digest, json.dumps(self._references(digest, size))),
+            )
         tx.execute("DELETE FROM rotten WHERE digest = ?", (digest,))
         self._show(tx, namespace, digest, size, labels)
 
@@ -195,17 +220,27 @@ class Store:
         return gone
 
     def purge(self) -> int:
-        """Removes bytes that no namespace sees and no pull holds; says of how many blobs. Claims keep their links."""
+        """Removes bytes that no namespace sees and no pull holds; says how many that were. Claims keep their links."""
         if self.db.read_one("SELECT 1 FROM unwanted LIMIT 1") is None:
             return 0
         with self.db.write() as tx:
             gone = [row["digest"] for row in tx.execute("SELECT digest FROM unwanted")]
-            tx.execute("DELETE FROM blobs WHERE digest IN (SELECT value FROM json_each(?))", (json.dumps(gone),))
+            deleted = tx.execute(
+                "DELETE FROM blobs WHERE digest IN (SELECT value FROM json_each(?)) RETURNING size", (json.dumps(gone),)
+            )
+            size = sum(int(row["size"]) for row in deleted.fetchall())
         # The rows are gone for good before the files are; whoever brought a blob back meanwhile keeps his file.
         with self.db.write() as tx:
             for digest in gone:
                 self.unplace(tx, digest)
-        return len(gone)
+        return size
+
+    def _references(self, digest: str, size: int) -> Sequence[str]:
+        """What a blob leads to, if it is an index or a manifest, by its own words alone."""
+        if size > media.MAX_MANIFEST_BYTES:
+            return []
+        data = self.document(digest)
+        return media.references(data) if data is not None else []
 
     @staticmethod
     def _sound_size(tx: Transaction, digest: str) -> int | None:

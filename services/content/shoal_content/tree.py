@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
-from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError
+from shoal_bus.errors import FailedPrecondition, NotFound
 from shoal_bus.types import Descriptor, Platform
 
 from shoal_content import media, platforms
 from shoal_content.media import Config, Manifest
 from shoal_content.store import Store
-
-_REMEMBERED = 512
 
 
 @dataclass(frozen=True)
@@ -30,33 +27,20 @@ class Trees:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        # Blobs never change: what one refers to is worth remembering.
-        self._children = lru_cache(_REMEMBERED)(self._read_children)
 
     def reachable(self, target: Descriptor) -> Iterator[str]:
-        """The digests of all blobs that a target leads to, itself first, also of those that aren't here."""
+        """The digests of all blobs that a target leads to, itself first, also of those that aren't here.
+
+        What a document leads to is what it says itself, whatever media type a descriptor claims for it.
+        """
         seen: set[str] = set()
-        pending = [(target.digest, target.media_type)]
+        pending = [target.digest]
         while pending:
-            digest, media_type = pending.pop()
-            if digest in seen:
-                continue
-            seen.add(digest)
-            yield digest
-            if media_type in media.INDEXES | media.MANIFESTS:
-                pending += self._children_of(digest, media_type)
-
-    def _children_of(self, digest: str, media_type: str) -> list[tuple[str, str]]:
-        try:
-            return self._children(digest, media_type)
-        except (FileNotFoundError, ShoalError):
-            return []  # it isn't here, or it is no manifest after all: it leads nowhere
-
-    def _read_children(self, digest: str, media_type: str) -> list[tuple[str, str]]:
-        path = self._store.path(digest)
-        if path.stat().st_size > media.MAX_MANIFEST_BYTES:
-            return []
-        return [(one.digest, one.media_type) for one in media.children(media_type, path.read_bytes())]
+            digest = pending.pop()
+            if digest not in seen:
+                seen.add(digest)
+                yield digest
+                pending += self._store.references(digest)
 
     def choose(self, namespace: str, name: str, target: Descriptor, platform: str) -> Choice:
         """The image of one platform. NOT_FOUND when it isn't offered, or isn't on this node."""

@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
+COLLECTION = """
+CREATE TABLE collection (                     -- one row: the newest epoch of garbage collection
+    token TEXT NOT NULL,
+    open  INTEGER NOT NULL
+);
+INSERT INTO collection VALUES ('', 0);
+CREATE TABLE collection_kept (                -- what was held at some time within it, and may no longer be
+    namespace    TEXT NOT NULL,
+    id           TEXT NOT NULL,
+    snapshotter  TEXT NOT NULL,
+    snapshot_key TEXT NOT NULL,
+    labels       BLOB NOT NULL
+);
+CREATE TRIGGER container_deleted AFTER DELETE ON containers WHEN (SELECT open FROM collection)
+BEGIN
+    INSERT INTO collection_kept VALUES (OLD.namespace, OLD.id, OLD.snapshotter, OLD.snapshot_key, OLD.labels);
+END;
+CREATE TRIGGER container_changed AFTER UPDATE OF snapshotter, snapshot_key, labels ON containers
+WHEN (SELECT open FROM collection)
+BEGIN
+    INSERT INTO collection_kept VALUES (OLD.namespace, OLD.id, OLD.snapshotter, OLD.snapshot_key, OLD.labels);
+END;
+"""
+
 MIGRATIONS = [
     """
 CREATE TABLE containers (
@@ -77,4 +101,5 @@ CREATE TABLE restarts (                       -- of containers that are to run o
 ALTER TABLE tasks ADD COLUMN auto_remove INTEGER NOT NULL DEFAULT 0;  -- of an exec: removed when it has ended
 CREATE INDEX execs_to_remove ON tasks (status) WHERE auto_remove;
 """,
+    COLLECTION,
 ]

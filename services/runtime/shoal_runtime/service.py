@@ -13,6 +13,7 @@ from shoal_runtime.bundles import Bundles
 from shoal_runtime.containers import Containers
 from shoal_runtime.controls import Controls
 from shoal_runtime.exits import ExitHeard, Exits
+from shoal_runtime.gc import Collection
 from shoal_runtime.metrics import Metrics
 from shoal_runtime.reconcile import Reconciliation
 from shoal_runtime.removal import Removal, lock_of, lock_of_process
@@ -105,6 +106,10 @@ async def setup(process: Process) -> None:
     service.stream(api.TASK_METRICS, metrics.of_tasks)
     service.stream(api.NODE_METRICS, metrics.of_node)
     service.operate(api.TASK_RUN, runs.run, undo=runs.undo, lock=lambda r: lock_of(r.id))
+    collection = Collection(database)
+    service.handle(api.GC_OPEN, collection.open, lock=lambda _: "collection", begins_itself=True)
+    service.stream(api.GC_HOLDERS, collection.holders)
+    service.handle(api.GC_CLOSE, collection.close, lock=lambda _: "collection", begins_itself=True)
     service.on_broadcast(_EXIT, lambda data: exits.wake(ExitHeard.unpack(data)))
 
     found = await supervisor.start()

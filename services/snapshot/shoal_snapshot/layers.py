@@ -21,6 +21,7 @@ from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver, St
 from shoal_snapshot.apply.pool import Pool
 from shoal_snapshot.apply.stream import hash_blob
 from shoal_snapshot.apply.worker import Done, Job
+from shoal_snapshot.leases import add_to_lease
 from shoal_snapshot.overlayfs import FUSE_TYPE
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
@@ -59,6 +60,7 @@ class Layers:
         committed once digest and diff ID are right and the parent is there.
         """
         key = _extract_key(ctx, request)
+        await add_to_lease(ctx, self._snapshots.snapshotter.name, request.name)
         self._snapshots.remove_if_there(ctx.namespace, key)
         if ctx.resumed:
             await self._snapshots.settled()  # its room is needed again
@@ -166,6 +168,8 @@ class Layers:
         there = self._records.find(ctx.namespace, name)
         if there is not None and there.kind != "committed":
             raise FailedPrecondition(f"snapshot {name}: is there, but {there.kind}", hint="remove it, or commit it")
+        if there is not None:
+            self._records.touch(there)
         return there.info() if there is not None else None
 
     # ----------------------------------------------------------------------------------------------------------- apply

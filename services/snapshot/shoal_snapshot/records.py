@@ -17,6 +17,25 @@ from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument,
 from shoal_bus.filters import label_field
 from shoal_bus.message import pack, unpack
 
+COLLECTION = """
+ALTER TABLE snapshots ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;   -- of garbage collection, when it last mattered
+ALTER TABLE snapshots ADD COLUMN leased INTEGER NOT NULL DEFAULT 0;  -- made under a lease
+CREATE TABLE collection (                                            -- one row: the newest epoch
+    token TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    open  INTEGER NOT NULL
+);
+INSERT INTO collection VALUES ('', 0, 0);
+CREATE TRIGGER snapshot_made AFTER INSERT ON snapshots WHEN (SELECT open FROM collection)
+BEGIN
+    UPDATE snapshots SET epoch = (SELECT epoch FROM collection) WHERE id = NEW.id;
+END;
+CREATE TRIGGER snapshot_changed AFTER UPDATE OF key, kind, labels ON snapshots WHEN (SELECT open FROM collection)
+BEGIN
+    UPDATE snapshots SET epoch = (SELECT epoch FROM collection) WHERE id = NEW.id;
+END;
+"""
+
 _SNAPSHOTS = """
 CREATE TABLE snapshots (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used twice: it names a directory
@@ -51,7 +70,7 @@ CREATE TABLE makings (                               -- snapshots that their par
 );
 CREATE INDEX makings_parent ON makings (parent_id);
 """
-MIGRATIONS = [_SNAPSHOTS, _MAKINGS]
+MIGRATIONS = [_SNAPSHOTS, _MAKINGS, COLLECTION]
 
 MAX_DEPTH = 500
 """Layers in a chain: as many as the kernel's overlayfs merges (OVL_MAX_STACK)."""
@@ -240,6 +259,20 @@ class Records:
             (_packed(labels), time.time(), snapshot.id),
         )
         return self.get(snapshot.namespace, snapshot.key)
+
+    def touch(self, snapshot: Snapshot) -> None:
+        """Has a collection under way leave a snapshot that somebody relies on from here on. NOT_FOUND if it has it.
+
+        Whoever relies on it has written his reference before: a collection that begins later sees that.
+        """
+        if self.db.read_one("SELECT 1 FROM collection WHERE open") is None:
+            return
+        with self.db.write() as tx:
+            stamped = tx.execute(
+                "UPDATE snapshots SET epoch = (SELECT epoch FROM collection) WHERE id = ?", (snapshot.id,)
+            )
+            if stamped.rowcount == 0:
+                raise NotFound(f"snapshot {snapshot.key}: not found")
 
     def drop(self, tx: Transaction, snapshot: Snapshot) -> None:
         """Removes the record. FAILED_PRECONDITION while others lie on it."""

@@ -15,6 +15,7 @@ from shoal_bus.process import Process
 from shoal_snapshot.apply.pool import Pool
 from shoal_snapshot.btrfs import Btrfs
 from shoal_snapshot.diff.computing import Diffs
+from shoal_snapshot.gc import Collection, Notice
 from shoal_snapshot.layers import Layers, target_of
 from shoal_snapshot.native import Native
 from shoal_snapshot.overlayfs import Overlayfs
@@ -59,8 +60,17 @@ async def setup(process: Process) -> None:
         lock=lambda r: f"apply/{target_of(r.mounts)}",
     )
     service.operate(api.DIFF_COMPUTE, diffs.compute, undo=diffs.undo)
+    collection = Collection(database, {name: layers.snapshots for name, layers in every.items()})
+    notice = Notice(service.client)
+    service.handle(api.GC_OPEN, collection.open, lock=lambda _: "collection", begins_itself=True)
+    service.stream(api.GC_LABELLED, collection.labelled)
+    service.stream(api.GC_CANDIDATES, collection.candidates)
+    service.handle(api.GC_SWEEP, collection.sweep, lock=lambda _: "collection", begins_itself=True)
+    service.handle(api.GC_CLOSE, collection.close, lock=lambda _: "collection", begins_itself=True)
     for layers in every.values():
+        layers.snapshots.on_uncovered = notice.give
         layers.snapshots.reconcile()
+    service.background(notice.give_for_ever(), "notice")
 
 
 def working(root: Path) -> list[Snapshotter]:

@@ -12,7 +12,7 @@ its key: who repeats the request, or the sweep that finishes what nobody repeats
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 import structlog
@@ -24,6 +24,7 @@ from shoal_bus.filters import compile_filters
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
 
+from shoal_snapshot.leases import add_to_lease, mark_leased
 from shoal_snapshot.records import Records, Snapshot
 from shoal_snapshot.snapshotter import Snapshotter
 from shoal_snapshot.syscalls import syncfs
@@ -50,15 +51,19 @@ class Snapshots:
         self.records = Records(database, snapshotter.name)
         self._emptying: asyncio.Task[None] | None = None
         self._more_trash = False
+        self.on_uncovered: Callable[[], None] = lambda: None
+        """Called when a removal may have left the snapshot below with nothing that holds it."""
 
     # -------------------------------------------------------------------------------------------------------- handlers
 
     async def prepare(self, ctx: Context, request: api.PrepareSnapshot) -> api.Mounts:
         """An active snapshot. NOT_FOUND or INVALID_ARGUMENT for its parent, ALREADY_EXISTS."""
+        await add_to_lease(ctx, self.snapshotter.name, request.key)
         return self.mounts_of(await self.add(ctx, request.key, "active", request.parent, request.labels, answer=True))
 
     async def view(self, ctx: Context, request: api.PrepareSnapshot) -> api.Mounts:
         """A read-only snapshot. NOT_FOUND or INVALID_ARGUMENT for its parent, ALREADY_EXISTS."""
+        await add_to_lease(ctx, self.snapshotter.name, request.key)
         return self.mounts_of(await self.add(ctx, request.key, "view", request.parent, request.labels, answer=True))
 
     async def commit(self, ctx: Context, request: api.CommitSnapshot) -> api.SnapshotInfo:
@@ -66,6 +71,7 @@ class Snapshots:
         snapshot = self.records.get(ctx.namespace, request.key)
         if snapshot.kind != "active":
             raise FailedPrecondition(f"snapshot {request.key}: is {snapshot.kind}, only an active one can be committed")
+        await add_to_lease(ctx, self.snapshotter.name, request.name)
         await asyncio.to_thread(self.snapshotter.seal, snapshot.id)
         await asyncio.to_thread(syncfs, str(self.snapshotter.layer(snapshot.id)))
         size, inodes = await asyncio.to_thread(self.snapshotter.usage, snapshot.id, self.records.parents(snapshot))
@@ -79,11 +85,14 @@ class Snapshots:
         snapshot = self.records.get(ctx.namespace, request.key)
         if snapshot.kind == "committed":
             raise FailedPrecondition(f"snapshot {request.key}: is committed", hint="prepare or view one on top of it")
+        self.records.touch(snapshot)
         return self.mounts_of(snapshot)
 
     async def stat(self, ctx: Context, request: api.SnapshotRequest) -> api.SnapshotInfo:
         """A snapshot's record."""
-        return self.records.get(ctx.namespace, request.key).info()
+        snapshot = self.records.get(ctx.namespace, request.key)
+        self.records.touch(snapshot)
+        return snapshot.info()
 
     async def update(self, ctx: Context, request: api.UpdateSnapshot) -> api.SnapshotInfo:
         """Changes labels: all of them, or those that `fields` names; one without a value there is taken away."""
@@ -121,6 +130,8 @@ class Snapshots:
             self._drop(tx, snapshot)
             ctx.answer(tx, Empty())
         self._discard(snapshot)
+        if snapshot.parent_id is not None:
+            self.on_uncovered()
         await self.settled(_REMOVE_SECONDS)
         return Empty()
 
@@ -209,6 +220,22 @@ class Snapshots:
         await self.settled()
         self.remove_if_there(snapshot.namespace, snapshot.key)
 
+    # ---------------------------------------------------------------------------------------------- for the collection
+
+    def drop_childless(self, tx: Transaction, snapshot: Snapshot) -> bool:
+        """Removes a snapshot's record, unless others lie on it, and says whether it did. `discard` does the rest."""
+        try:
+            self._drop(tx, snapshot)
+        except FailedPrecondition:
+            return False
+        return True
+
+    async def discard(self, removed: Sequence[Snapshot]) -> None:
+        """Deletes what snapshots without a record have on disk, as `remove` does."""
+        for snapshot in removed:
+            self._discard(snapshot)
+        await self.settled(_REMOVE_SECONDS)
+
     # ------------------------------------------------------------------------------------------------- start and stop
 
     def reconcile(self) -> None:
@@ -269,7 +296,8 @@ class Snapshots:
     def _added(self, tx: Transaction, ctx: Context, added: Snapshot, *, answer: bool) -> None:
         prepared = api.SnapshotPrepared(key=added.key, parent=added.parent, snapshotter=self.snapshotter.name)
         tx.emit(ctx.namespace, self._prepared, prepared)
-        if answer:
+        if answer:  # it is the client's: the layers' own are nobody's but their request's
+            mark_leased(tx, ctx, added.id)
             ctx.answer(tx, self.mounts_of(added))
 
     def _end_making(self, tx: Transaction, namespace: str, key: str) -> None:

@@ -1,4 +1,4 @@
-"""`services/content`: blobs, ingests, images, transfers, namespaces."""
+"""`services/content`: blobs, ingests, images, transfers, leases, garbage collection, namespaces."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ from shoal_bus.api.content.blobs import (
     ListBlobs,
     ReadBlob,
     UpdateBlob,
+)
+from shoal_bus.api.content.collection import (
+    NODE_GC,
+    Collect,
+    Collected,
+    Collection,
 )
 from shoal_bus.api.content.events import (
     CONTENT_CREATE,
@@ -44,6 +50,7 @@ from shoal_bus.api.content.images import (
     IMAGE_RESOLVE,
     IMAGE_UPDATE,
     CreateImage,
+    DeleteImage,
     Image,
     ImageRequest,
     ListImages,
@@ -63,6 +70,22 @@ from shoal_bus.api.content.ingests import (
     OpenIngest,
     ReleaseIngest,
     WriteIngest,
+)
+from shoal_bus.api.content.leases import (
+    LEASE_ADD,
+    LEASE_CREATE,
+    LEASE_DELETE,
+    LEASE_GET,
+    LEASE_LIST,
+    LEASE_REMOVE,
+    LEASE_RESOURCES,
+    ChangeLease,
+    CreateLease,
+    DeleteLease,
+    Lease,
+    LeaseRequest,
+    LeaseResource,
+    ListLeases,
 )
 from shoal_bus.api.content.namespaces import (
     NAMESPACE_CREATE,
@@ -116,6 +139,13 @@ __all__ = [
     "INGEST_RELEASE",
     "INGEST_STATUS",
     "INGEST_WRITE",
+    "LEASE_ADD",
+    "LEASE_CREATE",
+    "LEASE_DELETE",
+    "LEASE_GET",
+    "LEASE_LIST",
+    "LEASE_REMOVE",
+    "LEASE_RESOURCES",
     "NAMESPACES_CREATE",
     "NAMESPACES_DELETE",
     "NAMESPACES_UPDATE",
@@ -124,15 +154,23 @@ __all__ = [
     "NAMESPACE_GET",
     "NAMESPACE_LIST",
     "NAMESPACE_UPDATE",
+    "NODE_GC",
     "BlobInfo",
     "BlobRequest",
+    "ChangeLease",
     "Chunk",
     "Claim",
     "ClaimBlob",
+    "Collect",
+    "Collected",
+    "Collection",
     "ContentDeleted",
     "ContentEvent",
     "ContentRotten",
     "CreateImage",
+    "CreateLease",
+    "DeleteImage",
+    "DeleteLease",
     "Image",
     "ImageDeleted",
     "ImageEvent",
@@ -140,8 +178,12 @@ __all__ = [
     "IngestRequest",
     "IngestStatus",
     "LayerProgress",
+    "Lease",
+    "LeaseRequest",
+    "LeaseResource",
     "ListBlobs",
     "ListImages",
+    "ListLeases",
     "ListNamespaces",
     "Namespace",
     "NamespaceDeleted",

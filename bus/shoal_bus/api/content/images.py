@@ -16,6 +16,12 @@ class ImageRequest(Request):
     name: str = Field(min_length=1, max_length=4096)
 
 
+class DeleteImage(ImageRequest):
+    """`sync`: what only this image needed is gone when the reply comes; else it goes a little later."""
+
+    sync: bool = True
+
+
 class Image(Message):
     """An image record: a name for a descriptor."""
 
@@ -95,7 +101,7 @@ IMAGE_DELETE = Verb(
     "content",
     "image",
     "delete",
-    ImageRequest,
+    DeleteImage,
     Empty,
     mutates=True,
     behaviour=behaves("Removes an image record, and the blobs and snapshots that nothing else needs.", "NOT_FOUND"),

@@ -51,6 +51,11 @@ from shoal_bus.api.runtime.events import (
     TaskResumed,
     TaskStarted,
 )
+from shoal_bus.api.runtime.gc import (
+    GC_CLOSE,
+    GC_HOLDERS,
+    GC_OPEN,
+)
 from shoal_bus.api.runtime.metrics import (
     NODE_METRICS,
     TASK_METRICS,
@@ -134,6 +139,9 @@ __all__ = [
     "CONTAINER_RESTART",
     "CONTAINER_START",
     "CONTAINER_UPDATE",
+    "GC_CLOSE",
+    "GC_HOLDERS",
+    "GC_OPEN",
     "NODE_HOLD_RESTARTS",
     "NODE_METRICS",
     "TASKS_CHECKPOINTED",

@@ -26,6 +26,13 @@ from shoal_bus.api.snapshot.events import (
     SnapshotPrepared,
     SnapshotRemoved,
 )
+from shoal_bus.api.snapshot.gc import (
+    GC_CANDIDATES,
+    GC_CLOSE,
+    GC_LABELLED,
+    GC_OPEN,
+    GC_SWEEP,
+)
 from shoal_bus.api.snapshot.snapshots import (
     DEFAULT,
     SNAPSHOT_COMMIT,
@@ -64,6 +71,11 @@ __all__ = [
     "DEFAULT",
     "DIFF_APPLY",
     "DIFF_COMPUTE",
+    "GC_CANDIDATES",
+    "GC_CLOSE",
+    "GC_LABELLED",
+    "GC_OPEN",
+    "GC_SWEEP",
     "GID_MAPPING_LABEL",
     "SIZE_LABEL",
     "SNAPSHOTTER_LIST",

@@ -24,8 +24,9 @@ class SnapshotterInfo(Message):
     """A snapshotter that works on this node.
 
     `capabilities` are of: `remap-ids` (heeds the labels of ID mappings), `quota` (heeds the label of a size),
-    `volatile` (heeds that label), `reflink` (copies share their bytes), `whole` (each snapshot's directory holds all of
-    its tree, so that its usage counts what lies below, too).
+    `volatile` (heeds that label), `parallel` (layers are unpacked before those below them are there), `reflink` (copies
+    share their bytes), `whole` (each snapshot's directory holds all of its tree, so that its usage counts what lies
+    below, too).
     """
 
     name: str

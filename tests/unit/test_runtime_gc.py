@@ -1,0 +1,85 @@
+"""What the runtime service tells of containers and runs to a collection, on a database of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from shoal_bus.api import runtime as api
+from shoal_bus.client import Client
+from shoal_bus.collection import Epoch, Holder
+from shoal_bus.context import Context
+from shoal_bus.database import Database
+from shoal_bus.errors import Aborted
+from shoal_bus.message import pack
+from shoal_runtime.gc import Collection
+from shoal_runtime.plan import RunPlan
+from shoal_runtime.schema import MIGRATIONS
+
+REF = "containerd.io/gc.ref.content"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(tmp_path / "metadata.db", "n", MIGRATIONS)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def context() -> Context:
+    return Context(id="r", node="n", namespace="_", client=cast(Client, None))
+
+
+def container(database: Database, id: str, key: str, **labels: str) -> None:
+    values: tuple[Any, ...] = ("ns", id, "r", "", pack(labels), "runc", b"", "", key, "", pack({}), 0.0, 0.0)
+    with database.write() as tx:
+        tx.execute(f"INSERT INTO containers VALUES ({', '.join('?' * len(values))})", values)
+
+
+async def holders(collection: Collection, context: Context, token: str) -> list[Holder]:
+    return [one async for one in collection.holders(context, Epoch(token=token))]
+
+
+async def test_what_was_held_within_the_epoch_is_told(database: Database, context: Context) -> None:
+    collection = Collection(database)
+    container(database, "a", "a", **{REF: "d", "other": "x"})
+    container(database, "b", "b")
+    await collection.open(context, Epoch(token="1"))
+    with database.write() as tx:
+        tx.execute("DELETE FROM containers WHERE id = 'a'")
+        tx.execute("UPDATE containers SET snapshot_key = 'b2' WHERE id = 'b'")
+    container(database, "c", "")
+    found = {(one.id, tuple(one.snapshots)) for one in await holders(collection, context, "1")}
+    assert found == {
+        ("a", (("overlayfs", "a"),)),
+        ("b", (("overlayfs", "b"),)),
+        ("b", (("overlayfs", "b2"),)),
+        ("c", ()),
+    }
+    assert [one.labels for one in await holders(collection, context, "1") if one.id == "a"] == [{REF: "d"}]
+    await collection.close(context, Epoch(token="0"))
+    assert len(await holders(collection, context, "1")) == 4
+    await collection.close(context, Epoch(token="1"))
+    with pytest.raises(Aborted):
+        await holders(collection, context, "1")
+    await collection.open(context, Epoch(token="2"))
+    assert {one.id for one in await holders(collection, context, "2")} == {"b", "c"}
+    with pytest.raises(Aborted):
+        await holders(collection, context, "1")
+
+
+async def test_a_run_holds_its_image_before_it_is_a_container(database: Database, context: Context) -> None:
+    plan = RunPlan(
+        request_id="r", id="web", image="i", config={}, parent="sha256:top", snapshotter="native", runtime="runc",
+        network=api.RunNetwork(),
+    )  # fmt: skip
+    with database.write() as tx:
+        tx.execute("INSERT INTO runs VALUES ('ns', 'web', 'r', 'making', ?, 0)", (plan.pack(),))
+    collection = Collection(database)
+    await collection.open(context, Epoch(token="1"))
+    (one,) = await holders(collection, context, "1")
+    assert (one.namespace, one.id) == ("ns", "web")
+    assert one.snapshots == [("native", "web"), ("native", "sha256:top")]
