@@ -20,7 +20,6 @@ from shoal_bus.errors import FailedPrecondition, InvalidArgument, ShoalError, Un
 from shoal_bus.locks import Locks
 from shoal_bus.types import Descriptor
 from shoal_content import fetch, reference
-from shoal_content.collect import Collector
 from shoal_content.holds import Holds
 from shoal_content.ingests import Ingests
 from shoal_content.layout import Layout
@@ -286,7 +285,7 @@ async def test_a_registry_that_drips_is_given_up(
         layout = Layout(tmp_path / "content")
         store = Store(database, layout)
         ingests = Ingests(database, layout, store)
-        holds = Holds(database, store, ingests, Collector(database, store, Trees(store), locks))
+        holds = Holds(database, store, ingests, Trees(store))
         holds.begin("pull", "default")
         wanted = reference.parse(f"{between.host}/app")
         async with HttpResolver(wanted) as resolver:

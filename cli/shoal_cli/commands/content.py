@@ -82,11 +82,12 @@ async def put(
     expected: Annotated[str, typer.Option(help="The digest it must have.", show_default=False)] = "",
     label: Annotated[list[str] | None, typer.Option("--label", "-l", help="KEY=VALUE.")] = None,
 ) -> None:
-    """Write a blob; prints its digest."""
+    """Write a blob; prints its digest. It stays until it is removed, as its label containerd.io/gc.root says."""
     from contextlib import ExitStack
 
     from shoal_bus.blobs import upload
     from shoal_bus.errors import InvalidArgument
+    from shoal_bus.message import now
     from shoal_bus.types import check_digest
 
     from shoal_cli.blobs import source
@@ -100,7 +101,8 @@ async def put(
     with ExitStack() as stack:
         bytes_ = stack.enter_context(source(file))
         async with target.client() as client:
-            digest = await upload(client, bytes_, ref=ref, expected=expected, labels=labels(label or []))
+            kept = {"containerd.io/gc.root": now().isoformat()} | labels(label or [])
+            digest = await upload(client, bytes_, ref=ref, expected=expected, labels=kept)
     if target.json:
         print_json({"digest": digest})
     else:

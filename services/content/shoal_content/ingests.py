@@ -208,12 +208,12 @@ class Ingests:
     # --------------------------------------------------------------------------------------------------- for the sweep
 
     def expire(self, now: float | None = None) -> int:
-        """Drops clients' ingests that nobody has touched for a day; says how many."""
+        """Drops clients' ingests that nobody has touched for a day and no lease has; says how many."""
         before = (time.time() if now is None else now) - ABANDONED_SECONDS
-        if self._db.read_one("SELECT 1 FROM ingests WHERE pull = '' AND updated_at < ? LIMIT 1", (before,)) is None:
+        if self._db.read_one(f"{_ABANDONED} LIMIT 1", (before,)) is None:
             return 0
         with self._db.write() as tx:
-            rows = tx.execute("SELECT * FROM ingests WHERE pull = '' AND updated_at < ?", (before,)).fetchall()
+            rows = tx.execute(_ABANDONED, (before,)).fetchall()
             for row in rows:
                 self._drop(tx, row)
                 log.info("ingest.expired", namespace=row["namespace"], ref=row["ref"])
@@ -462,6 +462,10 @@ class Ingests:
         return row
 
 
+_ABANDONED = (
+    "SELECT * FROM ingests WHERE pull = '' AND updated_at < ? AND NOT EXISTS (SELECT 1 FROM lease_resources l"
+    " WHERE l.namespace = ingests.namespace AND l.type = 'ingests' AND l.id = ingests.ref)"
+)
 _INSERT = (
     "INTO ingests (namespace, ref, file, total, expected, pull, labels, started_at, updated_at)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"

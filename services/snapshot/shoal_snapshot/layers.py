@@ -170,7 +170,13 @@ class Layers:
             raise FailedPrecondition(f"snapshot {name}: is there, but {there.kind}", hint="remove it, or commit it")
         if there is not None:
             self._records.touch(there)
-        return there.info() if there is not None else None
+        if there is None:
+            return None
+        try:
+            self._records.touch(there)
+        except NotFound:  # it has just been collected
+            return None
+        return there.info()
 
     # ----------------------------------------------------------------------------------------------------------- apply
 
