@@ -26,9 +26,9 @@ from shoal_bus.filters import compile_filters
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
 
-from shoal_content import leases
 from shoal_content.labels import dump, load
 from shoal_content.layout import Layout, hash_file, sync
+from shoal_content.leasing import attach
 from shoal_content.store import Store
 
 _DEFAULT_ALGORITHM = "sha256"
@@ -150,7 +150,7 @@ class Ingests:
                 "INSERT OR IGNORE INTO ingests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (namespace, ref, secrets.token_hex(16), total, expected, pull, dump(labels), now, now),
             )
-            leases.attach(tx, namespace, lease, "ingests", ref)
+            attach(tx, namespace, lease, "ingests", ref)
             if pull:
                 tx.execute(
                     "UPDATE ingests SET pull = ?, updated_at = ? WHERE namespace = ? AND ref = ?",
@@ -190,13 +190,21 @@ class Ingests:
             file = self._layout.ingest(row["file"])
             tx.on_commit(lambda file=file: file.unlink(missing_ok=True))  # type: ignore[misc]
 
+    # ------------------------------------------------------------------------------------------------ for collections
+
+    def drop(self, tx: Transaction, namespace: str, ref: str) -> None:
+        """Drops an ingest that nothing holds, and whose lock is held."""
+        row = self._row(namespace, ref)
+        self._drop(tx, row)
+        tx.on_commit(lambda: self._layout.ingest(row["file"]).unlink(missing_ok=True))
+
     # --------------------------------------------------------------------------------------------------------- within
 
     def _lease(self, ctx: Context, digest: str) -> None:
         """Has the request's lease, if there is one, hold a blob that is there already."""
         if ctx.lease:
             with self._db.write() as tx:
-                leases.attach(tx, ctx.namespace, ctx.lease, "content", digest)
+                attach(tx, ctx.namespace, ctx.lease, "content", digest)
 
     @staticmethod
     def _drop(tx: Transaction, row: sqlite3.Row) -> None:
@@ -250,7 +258,7 @@ class Ingests:
                 (dump(load(row["labels"]) | request.labels), ctx.namespace, request.ref),
             )
             self.commit(tx, ctx.namespace, request.ref, digest, size)
-            leases.attach(tx, ctx.namespace, ctx.lease, "content", digest)
+            attach(tx, ctx.namespace, ctx.lease, "content", digest)
             ctx.answer(tx, told)
         return told
 
