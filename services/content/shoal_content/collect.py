@@ -204,6 +204,9 @@ class Collector:
         except BaseException:
             with self._db.write() as tx:
                 want(tx)
+                # A sweep of snapshots may still be under way: then leases go on telling it what they get.
+                tx.execute("UPDATE collection SET open = 0 WHERE token = ? AND open = 1", (epoch.token,))
+                tx.execute("DELETE FROM collection_kept WHERE NOT (SELECT open FROM collection)")
             raise
         self._remember(peers, marked)
         self._looked_at = opened_at
