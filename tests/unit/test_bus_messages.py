@@ -147,3 +147,16 @@ def test_timeout_that_is_no_number_is_none(value: str) -> None:
 
 def test_every_error_is_one_line() -> None:
     assert "\n" not in str(ShoalError("a\nb", hint="c\nd"))
+
+
+@given(st.text(max_size=64).filter(str.isprintable))
+def test_a_lease_goes_into_a_header_and_comes_out_again(lease: str) -> None:
+    headers = wire.lease_header(lease)
+    assert all(value.isascii() and value.isprintable() for value in headers.values())
+    assert wire.lease_of(headers) == lease
+
+
+@pytest.mark.parametrize("header", ["%0a", "%00", "x" * 257, "%ff\n"])
+def test_what_is_no_lease_is_refused(header: str) -> None:
+    with pytest.raises(InvalidArgument, match="lease"):
+        wire.lease_of({wire.LEASE: header})

@@ -14,7 +14,14 @@ from shoal_bus.errors import InvalidArgument, NotFound, Unavailable
 from shoal_bus.message import Empty
 from shoal_bus.once import Intent, Requests
 
-INTENT = Intent("one", "demo.item.add", "default", "default item/a", b"payload", {"traceparent": "t", "other": "x"})
+INTENT = Intent(
+    "one",
+    "demo.item.add",
+    "default",
+    "default item/a",
+    b"payload",
+    {"traceparent": "t", "Shoal-Lease": "l", "other": "x"},
+)
 
 
 @pytest.fixture
@@ -104,7 +111,7 @@ def test_look_tells_of_others_under_the_lock(database: Database) -> None:
     found, others = requests.look(*look)
     assert (found is not None and found.state, others) == ("begun", False)
     assert found is not None
-    assert found.headers == {"traceparent": "t"}
+    assert found.headers == {"traceparent": "t", "Shoal-Lease": "l"}
     for id, lock in (("two", "default item/a"), ("three", "default item/b")):
         requests.begin(Intent(id, "demo.item.add", "default", lock, b"", {}))
     assert requests.look(*look) == (found, True)

@@ -33,6 +33,8 @@ from shoal_bus.locks import Locks
 from shoal_bus.message import Message, Request
 from shoal_bus.verb import AnyVerb, StreamVerb, Verb
 
+from shoal_content import leasing
+from shoal_content.ingests import Ingests
 from shoal_content.labels import load
 from shoal_content.layout import Layout
 from shoal_content.roots import Elsewhere, Mark, Node, changed_since, mark
@@ -76,8 +78,11 @@ class _Removed:
 class Collector:
     """Collections of one node: made, waited for, and due."""
 
-    def __init__(self, database: Database, store: Store, layout: Layout, locks: Locks, client: Client) -> None:
-        self._db, self._store, self._layout, self._locks, self._client = database, store, layout, locks, client
+    def __init__(
+        self, database: Database, store: Store, ingests: Ingests, layout: Layout, locks: Locks, client: Client
+    ) -> None:
+        self._db, self._store, self._ingests, self._layout = database, store, ingests, layout
+        self._locks, self._client = locks, client
         self._next: asyncio.Task[Collection] | None = None
         self._at_work: asyncio.Task[Collection] | None = None
         self._wake = asyncio.Event()
@@ -199,6 +204,9 @@ class Collector:
         except BaseException:
             with self._db.write() as tx:
                 want(tx)
+                # A sweep of snapshots may still be under way: then leases go on telling it what they get.
+                tx.execute("UPDATE collection SET open = 0 WHERE token = ? AND open = 1", (epoch.token,))
+                tx.execute("DELETE FROM collection_kept WHERE NOT (SELECT open FROM collection)")
             raise
         self._remember(peers, marked)
         self._looked_at = opened_at
@@ -237,15 +245,12 @@ class Collector:
 
     def _remove(self, tx: Transaction, marked: Mark) -> None:
         for node in marked.leases:
-            tx.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (node.namespace, node.id))
+            leasing.drop(tx, node.namespace, node.id)
         for node in marked.images:
             tx.execute("DELETE FROM images WHERE namespace = ? AND name = ?", (node.namespace, node.id))
             tx.emit(node.namespace, IMAGES_DELETE, ImageDeleted(name=node.id))
         for node in marked.ingests:
-            sql = "DELETE FROM ingests WHERE namespace = ? AND ref = ? RETURNING file"
-            for row in tx.execute(sql, (node.namespace, node.id)).fetchall():
-                file = self._layout.ingest(row["file"])
-                tx.on_commit(lambda file=file: file.unlink(missing_ok=True))  # type: ignore[misc]
+            self._ingests.drop(tx, node.namespace, node.id)
         for node in marked.blobs:
             self._store.hide(tx, node.namespace, node.id)
 

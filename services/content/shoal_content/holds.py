@@ -16,7 +16,7 @@ from shoal_bus.types import Descriptor
 from shoal_content import reference
 from shoal_content.collect import want
 from shoal_content.ingests import Ingests
-from shoal_content.leases import attach
+from shoal_content.leasing import attach
 from shoal_content.referring import label_source, label_tree
 from shoal_content.store import Store
 from shoal_content.tree import Trees
@@ -56,24 +56,35 @@ class Holds:
             tx.execute("INSERT OR IGNORE INTO holds VALUES (?, ?, ?, ?)", (pull, namespace, snapshotter, key))
 
     def succeed(self, tx: Transaction, pull: str, namespace: str, image: str, lease: str = "") -> None:
-        """Hands what a pull held over to the image that it has just made, in the transaction that makes it.
+        """Hands what a pull held over to the image that it has just made, and ends it. NOT_FOUND for the lease."""
+        tree = self.hand_over(tx, pull, namespace, image, lease)
+        held = tx.execute("SELECT key FROM holds WHERE pull = ? AND snapshotter = ''", (pull,)).fetchall()
+        with suppress(InvalidArgument):  # a name that is no reference: it came from nowhere
+            label_source(tx, namespace, tree.intersection(row["key"] for row in held), reference.parse(image))
+        self.end(tx, pull)
 
-        A lease gets all of it besides: it outlives the image. NOT_FOUND for the lease.
+    def hand_over(self, tx: Transaction, pull: str, namespace: str, image: str, lease: str = "") -> set[str]:
+        """Has an image lead to what a pull holds, as far as it is the image's, in the transaction that makes it.
+
+        A lease gets all that is held: it outlives the image. NOT_FOUND for the lease. Returns the image's blobs.
         """
         held = tx.execute("SELECT snapshotter, key FROM holds WHERE pull = ?", (pull,)).fetchall()
-        blobs = {row["key"] for row in held if not row["snapshotter"]}
-        unpacked = [(row["snapshotter"], row["key"]) for row in held if row["snapshotter"]]
         row = tx.execute("SELECT target FROM images WHERE namespace = ? AND name = ?", (namespace, image)).fetchone()
         tree = set(self._trees.reachable(Descriptor.model_validate_json(row["target"])))
         for row in held if lease else ():
             type = f"snapshots/{row['snapshotter']}" if row["snapshotter"] else "content"
             attach(tx, namespace, lease, type, row["key"])
+        unpacked = [(row["snapshotter"], row["key"]) for row in held if row["snapshotter"]]
         label_tree(tx, self._store, namespace, tree, unpacked)
-        with suppress(InvalidArgument):  # a name that is no reference: it came from nowhere
-            label_source(tx, namespace, blobs & tree, reference.parse(image))
-        if blobs - tree:
-            want(tx)  # the tag has moved meanwhile
-        self._end(tx, pull)
+        if any(not row["snapshotter"] and row["key"] not in tree for row in held):
+            want(tx)  # the tag has moved meanwhile, say
+        return tree
+
+    def end(self, tx: Transaction, pull: str) -> None:
+        """A pull that is over holds nothing any more."""
+        tx.execute("DELETE FROM holds WHERE pull = ?", (pull,))
+        self._ingests.drop_of(tx, pull)
+        tx.execute("DELETE FROM pulls WHERE id = ?", (pull,))
 
     def fail(self, pull: str) -> None:
         """Undoes a pull: its ingests' files first, since a full disk may be the reason. The rest is collected."""
@@ -93,12 +104,7 @@ class Holds:
 
     def _fail(self, tx: Transaction, pull: str) -> None:
         want(tx)
-        self._end(tx, pull)
-
-    def _end(self, tx: Transaction, pull: str) -> None:
-        tx.execute("DELETE FROM holds WHERE pull = ?", (pull,))
-        self._ingests.drop_of(tx, pull)
-        tx.execute("DELETE FROM pulls WHERE id = ?", (pull,))
+        self.end(tx, pull)
 
 
 def _is_dead(tx: Transaction, pull: str) -> bool:

@@ -30,7 +30,7 @@ from shoal_bus.types import Descriptor, Labels
 from shoal_content import labels as label_sets
 from shoal_content.collect import Collector
 from shoal_content.labels import dump, load
-from shoal_content.leases import attach
+from shoal_content.leasing import attach
 
 _PAGE = 500
 

@@ -52,9 +52,9 @@ from shoal_bus.filters import compile_filters, label_field
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
 
-from shoal_content import leases
 from shoal_content.labels import dump, load
 from shoal_content.layout import Layout, hash_file, sync
+from shoal_content.leasing import attach
 from shoal_content.store import Store
 
 PULL_REF = "pull-"
@@ -231,7 +231,7 @@ class Ingests:
                 f"INSERT OR IGNORE {_INSERT}",
                 (namespace, ref, secrets.token_hex(16), total, expected, pull, dump(labels), now, now),
             )
-            leases.attach(tx, namespace, lease, "ingests", ref)
+            attach(tx, namespace, lease, "ingests", ref)
             if pull:
                 tx.execute(
                     "UPDATE ingests SET pull = ?, updated_at = ? WHERE namespace = ? AND ref = ?",
@@ -286,6 +286,12 @@ class Ingests:
         for row in tx.execute("SELECT * FROM ingests WHERE pull = ?", (pull,)).fetchall():
             self._drop(tx, row)
 
+    # ------------------------------------------------------------------------------------------------ for collections
+
+    def drop(self, tx: Transaction, namespace: str, ref: str) -> None:
+        """Drops an ingest that nothing holds, and whose lock is held."""
+        self._drop(tx, self._row(namespace, ref))
+
     # --------------------------------------------------------------------------------------------------------- within
 
     def _refuse_what_is_there(self, ctx: Context, row: sqlite3.Row | None, expected: str | None) -> None:
@@ -298,7 +304,7 @@ class Ingests:
         """Has the request's lease, if there is one, hold a blob that is there already."""
         if ctx.lease:
             with self._db.write() as tx:
-                leases.attach(tx, ctx.namespace, ctx.lease, "content", digest)
+                attach(tx, ctx.namespace, ctx.lease, "content", digest)
 
     def _enter(self, tx: Transaction, ctx: Context, request: OpenIngest | WriteIngest) -> None:
         """Begins an ingest, or finds it, for the writer of a request, and keeps others off for a while."""
@@ -315,7 +321,7 @@ class Ingests:
         else:
             self._check(row, request, expected, now)
             self._unplace(tx, row)
-        leases.attach(tx, namespace, ctx.lease, "ingests", request.ref)
+        attach(tx, namespace, ctx.lease, "ingests", request.ref)
         tx.execute(
             "UPDATE ingests SET updated_at = ?, total = max(total, ?), expected = coalesce(nullif(?, ''), expected),"
             " session = ?, session_until = ? WHERE namespace = ? AND ref = ?",
@@ -413,7 +419,7 @@ class Ingests:
         with self._db.write(durable=True) as tx:
             # Another ingest may have been faster with the same bytes.
             already = self._store.sees(ctx.namespace, digest)
-            leases.attach(tx, ctx.namespace, ctx.lease, "content", digest)
+            attach(tx, ctx.namespace, ctx.lease, "content", digest)
             if already:
                 self._drop(tx, self._row(ctx.namespace, request.ref))
             else:

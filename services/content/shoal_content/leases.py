@@ -1,6 +1,6 @@
 """Leases: they hold blobs, images, ingests and snapshots by name, whether these are there already or will be.
 
-What a request makes that carries a lease is added to it in the transaction that makes it (`attach`); what another
+What a request makes that carries a lease is added to it in the transaction that makes it (`leasing`); what another
 service makes is added before it is made (`LEASE_ADD`).
 """
 
@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-import structlog
 from shoal_bus.api import snapshot as snapshots
 from shoal_bus.api.content import (
     ChangeLease,
@@ -26,15 +25,14 @@ from shoal_bus.api.content import (
 )
 from shoal_bus.client import Client
 from shoal_bus.context import Context
-from shoal_bus.database import Database, Transaction
+from shoal_bus.database import Database
 from shoal_bus.errors import AlreadyExists, NotFound
 from shoal_bus.filters import compile_filters, label_field
 from shoal_bus.message import Empty
 
 from shoal_content.collect import Collector
 from shoal_content.labels import dump, load
-
-log = structlog.get_logger(__name__)
+from shoal_content.leasing import attach, drop, forget_ingests
 
 _PAGE = 500
 _TOUCH_SECONDS = 5.0
@@ -98,7 +96,7 @@ class Leases:
         """Takes a resource from a lease; one that it doesn't hold is no error."""
         with self._db.write() as tx:
             self._require(ctx.namespace, request.lease)
-            _forget_ingests(tx, ctx.namespace, request.lease, request.type, request.id)
+            forget_ingests(tx, ctx.namespace, request.lease, request.type, request.id)
             tx.execute(
                 "DELETE FROM lease_resources WHERE namespace = ? AND lease = ? AND type = ? AND id = ?",
                 (ctx.namespace, request.lease, request.type, request.id),
@@ -125,33 +123,6 @@ class Leases:
         if lease is None:
             raise NotFound(f"lease {id}: not found")
         return lease
-
-
-def attach(tx: Transaction, namespace: str, lease: str, type: str, id: str) -> None:
-    """Adds a resource to a lease, in the transaction that makes it; nothing happens without a lease. NOT_FOUND."""
-    if not lease:
-        return
-    if tx.execute("SELECT 1 FROM leases WHERE namespace = ? AND id = ?", (namespace, lease)).fetchone() is None:
-        raise NotFound(f"lease {lease}: not found", hint="it may have expired")
-    tx.execute("INSERT OR IGNORE INTO lease_resources VALUES (?, ?, ?, ?)", (namespace, lease, type, id))
-
-
-def drop(tx: Transaction, namespace: str, id: str) -> None:
-    """Removes a lease with what is said of its resources; ingests that it held are begun no longer."""
-    _forget_ingests(tx, namespace, id)
-    tx.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (namespace, id))
-
-
-def _forget_ingests(tx: Transaction, namespace: str, lease: str, type: str = "ingests", ref: str = "") -> None:
-    """Has ingests that only a lease held be as old as can be, so that they aren't waited for any longer."""
-    if type != "ingests":
-        return
-    held = "SELECT id FROM lease_resources WHERE namespace = :namespace AND type = 'ingests' AND lease"
-    tx.execute(
-        f"UPDATE ingests SET updated_at = 0 WHERE namespace = :namespace AND pull = '' AND ref IN ({held} = :lease)"  # noqa: S608
-        f" AND ref NOT IN ({held} != :lease) AND (:ref = '' OR ref = :ref)",
-        {"namespace": namespace, "lease": lease, "ref": ref},
-    )
 
 
 async def _touch(client: Client, snapshotter: str, key: str) -> None:
