@@ -225,7 +225,7 @@ async def test_a_workers_death_is_told(tmp_path: Path) -> None:
         while not any(target.iterdir()):
             await asyncio.sleep(0.001)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    workers = [pid for pid in children if b"shoal_snapshot.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    workers = [pid for pid in children if b"shoal_snapshot.work" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(int(workers[0]), 9)
     with pytest.raises(Internal, match="killed by signal 9"):
         await copying

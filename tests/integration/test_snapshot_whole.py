@@ -52,11 +52,11 @@ async def unpack(client: Client, image: images.Image, blobs: Path, on: str) -> s
 
 
 @pytest.mark.parametrize("on", ["native", "btrfs"])
-async def test_images_are_what_umoci_makes_of_them(client: Client, tmp_path: Path, on: str) -> None:
+async def test_images_are_what_umoci_makes_of_them(node: TestNode, client: Client, tmp_path: Path, on: str) -> None:
     cases = {**{name: [BASE, change] for name, change in CHANGES.items()}, "all": [BASE, *_all()]}
     for number, (name, layers) in enumerate(cases.items()):
         image = images.Image.build([Layer(entries) for entries in layers])
-        layout = tmp_path / f"layout-{number}"
+        layout = node.root / "content" / f"layout-{number}"
         save(image, layout)
         expected = listing(umoci(layout, tmp_path / f"bundle-{number}"))
         top = await unpack(client, image, layout / "blobs" / "sha256", on)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from shoal_snapshot import mounting
 
 _PARAMETERS = Path("/sys/module/overlay/parameters")
 _TRUSTED = "trusted.overlay.opaque"
+_STALE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Features:
 
 def probe(directory: Path) -> Features:
     """Tries overlayfs on a directory's file system. OSError: the kernel can't."""
+    for old in directory.glob("probe-*"):  # of a process that was killed; another copy may be at one right now
+        with suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
     place = Path(tempfile.mkdtemp(prefix="probe-", dir=directory))
     try:
         lower = place / "lower"

@@ -7,6 +7,7 @@ import fcntl
 import os
 import stat
 import struct
+import time
 
 from shoal_snapshot.walking import Descent, names
 
@@ -17,6 +18,7 @@ BTRFS_QGROUP_LIMIT_MAX_EXCL = 2
 BTRFS_FIRST_FREE_OBJECTID = 256
 """The inode of every subvolume's root directory."""
 _NAME, _NAME_V2 = 4088, 4040
+_PROBE, _STALE_SECONDS = b".probe-", 600.0
 _NO_SUBVOLUMES = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM})
 
 
@@ -44,9 +46,12 @@ def is_subvolume(status: os.stat_result) -> bool:
 
 def supported(directory: str) -> bool:
     """Whether subvolumes can be made, and deleted, in a directory: tried."""
-    name = b".probe-" + os.urandom(6).hex().encode()
+    name = _PROBE + os.urandom(6).hex().encode()
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        for old in names(fd):  # of a process that was killed; another copy may be at one right now
+            if old.startswith(_PROBE) and time.time() - _changed_at(old, fd) > _STALE_SECONDS:
+                destroy(fd, old)
         create(fd, name)
         destroy(fd, name)
     except OSError as error:
@@ -111,6 +116,13 @@ def _destroy_nested(parent_fd: int, name: bytes) -> None:
                 place.down(entry)
                 trail.append(entry)
                 todo.append(names(place.fd))
+
+
+def _changed_at(name: bytes, dir_fd: int) -> float:
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _volume(name: bytes) -> bytearray:

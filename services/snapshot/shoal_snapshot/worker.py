@@ -1,10 +1,9 @@
-"""Work that takes long, in a process of its own: `python -P -m shoal_snapshot.worker <parent's pid> <output fd>`.
+"""Has work that takes long done in a process of its own (`shoal_snapshot.work`).
 
     answer = await run("copy", {"source": …, "target": …})
 
-The process reads its work from standard input as JSON, says lines of JSON on standard output (any number with
-`progress`, then one with `done` or `error`), and ends. It is killed with its parent, and when whoever waits for it is
-cancelled. Bytes that the work makes (a layer) go through a pipe, whose end `output` reads.
+The process is killed with this one, and when whoever waits for it is cancelled. Bytes that the work makes (a layer)
+go through a pipe, whose end `output` reads.
 """
 
 from __future__ import annotations
@@ -12,18 +11,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from shoal_snapshot.apply.errors import ApplyError, of_os_error
-from shoal_snapshot.syscalls import die_with_parent
+from shoal_bus.errors import Internal, from_wire
 
 _LONGEST_LINE = 1 << 20
-Say = Callable[[dict[str, Any]], None]
 
 
 async def run(
@@ -42,7 +38,7 @@ async def run(
         reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "shoal_snapshot.worker", str(os.getpid()), str(writing),
+            sys.executable, "-P", "-m", "shoal_snapshot.work", str(os.getpid()), str(writing),
             stdin=PIPE, stdout=PIPE, limit=_LONGEST_LINE, pass_fds=[writing] if writing >= 0 else [],
         )  # fmt: skip
     except BaseException:
@@ -79,8 +75,6 @@ async def _read(fd: int, output: Callable[[asyncio.StreamReader], Awaitable[None
 async def _answer(
     process: Process, work: dict[str, Any], on_progress: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    from shoal_bus.errors import Internal, from_wire
-
     assert process.stdin is not None
     assert process.stdout is not None
     with suppress(ConnectionError):  # it died: its output ends, and that is told below
@@ -99,60 +93,3 @@ async def _answer(
     status = await process.wait()
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     raise Internal(f"{work['what']}: the process that did it {how}", hint="see the service's log")
-
-
-# ----------------------------------------------------------------------------------------------------- in the process
-
-
-def _copy(arguments: dict[str, Any], say: Say, output: int) -> dict[str, Any]:
-    from shoal_snapshot import copying
-
-    copying.copy_tree(arguments["source"], arguments["target"])
-    return {}
-
-
-def _compute(arguments: dict[str, Any], say: Say, output: int) -> dict[str, Any]:
-    from shoal_snapshot.diff import compute
-
-    return compute.compute(arguments, say, output)
-
-
-_WORKS: dict[str, Callable[[dict[str, Any], Say, int], dict[str, Any]]] = {"copy": _copy, "compute": _compute}
-
-
-def main() -> None:
-    """One piece of work."""
-    # A signal for the whole group is the service's affair: it ends this process when it has no use for it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    die_with_parent(int(sys.argv[1]))
-    os.umask(0)
-    answers = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    def say(message: dict[str, Any]) -> None:
-        line = json.dumps(message).encode() + b"\n"
-        while line:
-            line = line[os.write(answers, line) :]
-
-    work = json.load(sys.stdin.buffer)
-    try:
-        done = _WORKS[work["what"]](work["arguments"], lambda progress: say({"progress": progress}), int(sys.argv[2]))
-    except (ApplyError, OSError, MemoryError) as error:
-        told = _told(error, work["what"])
-        say({"error": {"code": told.code, "message": told.message, "hint": told.hint}})
-    else:
-        say({"done": done})
-
-
-def _told(error: BaseException, what: str) -> ApplyError:
-    if isinstance(error, OSError):
-        return of_os_error(error, os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else what)
-    if isinstance(error, MemoryError):
-        return ApplyError(f"{what}: out of memory", code="RESOURCE_EXHAUSTED")
-    assert isinstance(error, ApplyError)
-    return error
-
-
-if __name__ == "__main__":
-    main()

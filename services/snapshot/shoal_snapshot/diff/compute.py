@@ -1,4 +1,4 @@
-"""Computes one layer, in a process of its own (`shoal_snapshot.worker`)."""
+"""Computes one layer, in a process of its own (`shoal_snapshot.work`)."""
 
 from __future__ import annotations
 
