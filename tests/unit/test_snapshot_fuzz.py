@@ -163,7 +163,7 @@ def outcome(tar: bytes, root: Path, lowers: list[str], *, detached: bool) -> dic
     return upper(root)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(LAYERS, LAYERS, LAYERS, st.booleans())
 def test_a_layer_without_those_below_comes_out_the_same_or_asks_for_them(
     first: list[tuple[bytes, str, str, int, int]],
