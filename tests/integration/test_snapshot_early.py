@@ -257,6 +257,25 @@ async def test_a_blob_that_another_writer_has_placed_is_hashed_here(node: TestNo
     assert faster.path.exists()
 
 
+async def test_a_layer_that_cannot_be_is_told_when_its_bytes_are_certain(node: TestNode, client: Client) -> None:
+    """Also where another writer has placed the blob long ago: wrong bytes might still be the fault of this one."""
+    image = image_of([file("a"), file("a/b", os.urandom(100_000))])
+    for number in range(2):
+        coming = Coming(node, image, 0)
+        unpacking = asyncio.create_task(
+            client.operate(api.SNAPSHOT_UNPACK, coming.request(f"l{number}", "", image.diff_ids[0]))
+        )
+        coming.write(coming.data[:50_000])
+        await asyncio.sleep(0.5)
+        assert not unpacking.done()
+        coming.write(coming.data[50_000:])
+        if not number:
+            coming.placed()
+        with pytest.raises(FailedPrecondition, match="in the way"):
+            await unpacking
+    await nothing_is_left(node, client)
+
+
 async def test_a_blob_that_is_given_up_leaves_nothing(node: TestNode, client: Client) -> None:
     image = image_of([file("a", os.urandom(50_000))])
     for pause in (0.0, 0.3, 1.0):

@@ -278,9 +278,9 @@ class Layers:
             if current != read:
                 raise StartedOver
             if place is not None and not hashed:
-                hashed = True  # if it's wrong, its writer will find that, and begin again or give up
-                with suppress(ApplyError):
-                    if await in_thread(hash_blob, blob) == read:
+                with suppress(ApplyError):  # if it's wrong, its writer will find that, and begin again or give up
+                    hashed = blob.whole()
+                    if hashed and await in_thread(hash_blob, blob) == read:
                         return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -289,14 +289,10 @@ class Layers:
         """Returns when all of a growing blob is there. ABORTED when its writer gives up."""
         while True:
             try:
-                fd = job.blob.open()
+                if job.blob.whole():
+                    return
             except ApplyError:
                 raise Aborted(f"blob {job.digest}: is no longer fetched") from None
-            try:
-                if os.fstat(fd).st_size >= job.size:
-                    return
-            finally:
-                os.close(fd)
             await asyncio.sleep(_LONGEST_PAUSE)
 
 

@@ -62,6 +62,14 @@ class Blob:
             raise ApplyError(f"blob {self.digest}: not found where it was said to be", code="NOT_FOUND")
         return fd
 
+    def whole(self) -> bool:
+        """Whether all of it is there. NOT_FOUND."""
+        fd = self.open()
+        try:
+            return os.fstat(fd).st_size >= self.size
+        finally:
+            os.close(fd)
+
     def identity(self) -> tuple[int, int] | None:
         """Which file is there now; None for none."""
         try:
