@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
 from shoal_bus.api.snapshot import AppliedLayer, ApplyLayer, ApplyProgress, SnapshotInfo, UnpackLayer, Usage
@@ -21,6 +22,7 @@ from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver, St
 from shoal_snapshot.apply.pool import Pool
 from shoal_snapshot.apply.stream import hash_blob
 from shoal_snapshot.apply.worker import Done, Job
+from shoal_snapshot.processors import Processor
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
 from shoal_snapshot.syscalls import syncfs
@@ -36,11 +38,19 @@ PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
 class Layers:
     """What is done with layers in one snapshotter."""
 
-    def __init__(self, snapshots: Snapshots, pool: Pool, content: Path, memory: Path) -> None:
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        pool: Pool,
+        content: Path,
+        memory: Path,
+        processors: Mapping[str, Processor] = MappingProxyType({}),
+    ) -> None:
         """Blobs lie below `content`, the content service's own directory; no other path is looked at. `memory` is a
-        directory of this service that those workers lock one at a time that need much of it."""
+        directory of this service that those workers lock one at a time that need much of it. `processors` decompress
+        the media types they are named for."""
         self._snapshots, self._records, self._db = snapshots, snapshots.records, snapshots.db
-        self._pool, self._content, self._memory = pool, content, memory
+        self._pool, self._content, self._memory, self._processors = pool, content, memory, processors
         self._syncs = _Syncs()
         self._awaited: dict[tuple[str, str], asyncio.Event] = {}
         """Parents that layers wait for."""
@@ -225,9 +235,12 @@ class Layers:
         path = request.path.removeprefix(f"{base}/")
         if path == request.path:
             path = ""  # it is none of the content service's, and not found
+        processor = self._processors.get(descriptor.media_type)
         return Job(
             base=base, path=path, media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size,
             root=str(self._snapshots.snapshotter.layer(snapshot.id)), lowers=self._snapshots.lowers_of(snapshot),
+            command=[processor.path, *processor.args] if processor is not None else [],
+            environment=processor.env if processor is not None else [],
             diff_id=diff_id, growing=growing, memory=str(self._memory),
         )  # fmt: skip
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+from pathlib import Path
+
 from shoal_bus.api import snapshot as api
 from shoal_bus.process import Process
 
 from shoal_snapshot.apply.pool import Pool
 from shoal_snapshot.layers import Layers, target_of
 from shoal_snapshot.overlayfs import Overlayfs
+from shoal_snapshot.processors import DEFAULT_FILE, load
 from shoal_snapshot.records import MIGRATIONS
 from shoal_snapshot.snapshots import Snapshots
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The service's own flags."""
+    parser.add_argument(
+        "--stream-processors",
+        type=Path,
+        default=Path(os.environ.get("SHOAL_STREAM_PROCESSORS", "") or DEFAULT_FILE),
+        help=f"programs that decompress layers (default: SHOAL_STREAM_PROCESSORS, or {DEFAULT_FILE})",
+    )
 
 
 async def setup(process: Process) -> None:
@@ -21,7 +36,9 @@ async def setup(process: Process) -> None:
     pool = Pool()
     process.stack.push_async_callback(pool.close)
     process.stack.push_async_callback(snapshots.settled)
-    layers = Layers(snapshots, pool, process.node.root_of("content"), process.state)
+    layers = Layers(
+        snapshots, pool, process.node.root_of("content"), process.state, load(process.args.stream_processors)
+    )
     name = snapshotter.name
 
     service.handle(
