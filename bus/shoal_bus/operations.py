@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
+import structlog
+
 from shoal_bus import wire
 from shoal_bus.context import Context
 from shoal_bus.errors import Aborted, Cancelled, Internal, InvalidArgument, ShoalError, from_exception
@@ -20,6 +22,8 @@ from shoal_bus.message import Message, Request
 from shoal_bus.once import TRANSIENT, Intent
 from shoal_bus.registered import Registered
 from shoal_bus.verb import OperationVerb
+
+log = structlog.get_logger(__name__)
 
 CANCEL = "cancel"
 """What a client sends as `Shoal-Seen` when it wants no more, and what the copies are told then."""
@@ -169,7 +173,11 @@ class Operations:
                     return
             if operation.version != written:
                 written = operation.version
-                self._requests.progress(id, written, operation.progress)
+                try:
+                    self._requests.progress(id, written, operation.progress)
+                except Exception:
+                    # A full disk, say: the other copies aren't told how far it is, and that is all.
+                    log.exception("operation.progress_not_kept", request=id)
             if time.monotonic() - operation.asked > ABANDONED_SECONDS:
                 row = self._requests.get(id)
                 if row is None or time.time() - row.asked_at > ABANDONED_SECONDS:

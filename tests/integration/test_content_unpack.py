@@ -175,7 +175,7 @@ async def test_a_pull_that_is_cancelled_takes_nothing_from_another_one_of_the_sa
 async def test_concurrent_pulls_unpack_each_layer_once(
     node: TestNode, client: Client, between: Proxy, image: Image, connection: Connection
 ) -> None:
-    node.start("content")
+    node.start("content", "snapshot")  # a layer's parent may be committed by the other copy
     between.pause = 0.002
     for tag in "abc":
         push(image, between.upstream, "app", tag)

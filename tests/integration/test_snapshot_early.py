@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import zstandard
 from shoal_bus.api import snapshot as api
 from shoal_bus.client import Client
 from shoal_bus.connection import Connection
@@ -256,6 +257,25 @@ async def test_a_blob_that_another_writer_has_placed_is_hashed_here(node: TestNo
     assert faster.path.exists()
 
 
+async def test_a_layer_that_cannot_be_is_told_when_its_bytes_are_certain(node: TestNode, client: Client) -> None:
+    """Also where another writer has placed the blob long ago: wrong bytes might still be the fault of this one."""
+    image = image_of([file("a"), file("a/b", os.urandom(100_000))])
+    for number in range(2):
+        coming = Coming(node, image, 0)
+        unpacking = asyncio.create_task(
+            client.operate(api.SNAPSHOT_UNPACK, coming.request(f"l{number}", "", image.diff_ids[0]))
+        )
+        coming.write(coming.data[:50_000])
+        await asyncio.sleep(0.5)
+        assert not unpacking.done()
+        coming.write(coming.data[50_000:])
+        if not number:
+            coming.placed()
+        with pytest.raises(FailedPrecondition, match="in the way"):
+            await unpacking
+    await nothing_is_left(node, client)
+
+
 async def test_a_blob_that_is_given_up_leaves_nothing(node: TestNode, client: Client) -> None:
     image = image_of([file("a", os.urandom(50_000))])
     for pause in (0.0, 0.3, 1.0):
@@ -310,6 +330,8 @@ async def test_slow_blobs_keep_no_others_from_being_unpacked(node: TestNode, cli
     async with asyncio.timeout(20):
         fast = Coming(node, other, 0).whole().request("fast", "", other.diff_ids[0])
         await client.operate(api.SNAPSHOT_UNPACK, fast)
+        while "unpack.waits_for_all_of_it" not in node.of("snapshot").log.read_text():  # so many can't be followed
+            await asyncio.sleep(0.05)
     assert not any(task.done() for task in waiting)
     for coming in slow:
         coming.write(coming.data[1_000:])
@@ -317,6 +339,33 @@ async def test_slow_blobs_keep_no_others_from_being_unpacked(node: TestNode, cli
     async with asyncio.timeout(30):
         await asyncio.gather(*waiting)
     await nothing_is_left(node, client, committed=len(slow) + 1)
+
+
+async def test_layers_that_need_much_memory_are_unpacked_whole_and_one_at_a_time(
+    node: TestNode, client: Client
+) -> None:
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=25)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters)
+    waiting, comings = [], []
+    for number in range(4):
+        image = image_of([file(f"f{number}", os.urandom(100_000))])
+        tar = Layer([file(f"f{number}", os.urandom(5_000) * 20)]).tar()
+        stream = compressor.compressobj()
+        data = stream.compress(tar) + stream.flush()
+        digest = images.digest_of(data)
+        image.layers[0], image.blobs[digest] = digest, (f"{images.OCI}.layer.v1.tar+zstd", data)
+        comings.append(Coming(node, image, 0))
+        comings[-1].write(data[: len(data) // 2])
+        request = comings[-1].request(f"l{number}", "", images.digest_of(tar))
+        waiting.append(asyncio.create_task(client.operate(api.SNAPSHOT_UNPACK, request)))
+    async with asyncio.timeout(30):
+        while node.of("snapshot").log.read_text().count("unpack.waits_for_all_of_it") < len(comings):
+            await asyncio.sleep(0.05)
+        for coming in comings:
+            coming.write(coming.data[len(coming.data) // 2 :])
+            coming.placed()
+        await asyncio.gather(*waiting)
+    await nothing_is_left(node, client, committed=len(comings))
 
 
 @pytest.mark.timeout(120)

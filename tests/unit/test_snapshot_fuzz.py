@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shoal_snapshot import disk
-from shoal_snapshot.apply.errors import ApplyError
+from shoal_snapshot.apply import directories
+from shoal_snapshot.apply.directories import attach
+from shoal_snapshot.apply.errors import ApplyError, NeedsParent
 from shoal_snapshot.apply.extract import extract
 from shoal_snapshot.apply.tar import TarReader
 
@@ -104,3 +109,132 @@ def test_a_damaged_archive_is_refused_in_words(
         with suppress(ApplyError):
             extract(TarReader(iter([bytes(data)])), str(root))
         assert [p.name for p in Path(directory).iterdir()] == ["root"]
+
+
+MODES = st.sampled_from([0o755, 0o700, 0o2751, 0o1777])
+LAYERS = st.lists(
+    st.tuples(
+        st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE]),
+        st.lists(st.sampled_from(["a", "b", "c", "d", "..", ".wh.a", ".wh.b", ".wh..wh..opq"]), min_size=1, max_size=4)
+        .map("/".join),
+        st.sampled_from(["a", "b/c", "/a", "a/b", "../b", "d"]),
+        MODES,
+        st.integers(0, 3),
+    ),
+    max_size=10,
+)  # fmt: skip
+
+
+def layer(entries: list[tuple[bytes, str, str, int, int]], uid: int) -> bytes:
+    made = []
+    for number, (kind, name, link, mode, gid) in enumerate(entries):
+        data = b"%d" % number if kind == tarfile.REGTYPE else b""
+        made.append(images.entry(name, kind, mode, data, linkname=link, uid=uid, gid=gid, mtime=1_000 + number))
+    return images.Layer(made, "none").tar()
+
+
+def upper(root: Path) -> dict[str, tuple[object, ...]]:
+    """What a layer holds, with overlayfs's marks, and with the times that an archive has told."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in [root, *root.rglob("*")]:
+        status = path.lstat()
+        told = status.st_mtime if status.st_mtime < 1_000_000 else None
+        marks = {
+            key: os.getxattr(path, key, follow_symlinks=False) for key in os.listxattr(path, follow_symlinks=False)
+        }
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        target = str(path.readlink()) if path.is_symlink() else ""
+        about = (status.st_mode, status.st_uid, status.st_gid, status.st_rdev, told, content, target, marks)
+        found[str(path.relative_to(root))] = about if path != root else about[:4]
+    return found
+
+
+def outcome(tar: bytes, root: Path, lowers: list[str], *, detached: bool) -> dict[str, tuple[object, ...]] | str:
+    root.mkdir()
+    try:
+        if not detached:
+            extract(TarReader(iter([tar])), str(root), lowers)
+        else:
+            attach(str(root), lowers, extract(TarReader(iter([tar])), str(root), detached=True).implied)
+    except ApplyError as error:
+        return error.code
+    except NeedsParent:
+        return "on its parent"
+    return upper(root)
+
+
+@settings(max_examples=250, deadline=None)
+@given(LAYERS, LAYERS, LAYERS, st.booleans())
+def test_a_layer_without_those_below_comes_out_the_same_or_asks_for_them(
+    first: list[tuple[bytes, str, str, int, int]],
+    second: list[tuple[bytes, str, str, int, int]],
+    third: list[tuple[bytes, str, str, int, int]],
+    forgetful: bool,
+) -> None:
+    """Also one of which only so much is remembered that attributes are given, and directories forgotten, in between."""
+    with no_umask(), tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        base = Path(place)
+        lowers: list[str] = []
+        for number, entries in enumerate((first, second)):
+            root = base / f"lower-{number}"
+            if isinstance(outcome(layer(entries, number), root, lowers, detached=False), dict):
+                lowers.insert(0, str(root))
+        if not lowers:
+            return
+        tar = layer(third, 3)
+        expected = outcome(tar, base / "serial", lowers, detached=False)
+        if forgetful:
+            patch.setattr(directories, "_MAX_KNOWN_BYTES", 300)
+            patch.setattr(directories, "_MAX_PENDING_BYTES", 300)
+            assert outcome(tar, base / "forgetful", lowers, detached=False) == expected
+        found = outcome(tar, base / "detached", lowers, detached=True)
+        assert found in (expected, "on its parent")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE]),
+            st.binary(min_size=1, max_size=150).filter(lambda name: b"\0" not in name and b"/" not in name),
+            st.integers(0, 20_000),
+            MODES,
+        ),
+        max_size=12,
+        unique_by=lambda one: one[1],
+    )
+)
+def test_archives_come_out_as_gnu_tar_has_them(entries: list[tuple[bytes, bytes, int, int]]) -> None:
+    """Whatever the names are, in PAX and in GNU's own form."""
+    made: list[images.Entry] = []
+    directory, file = "", tarfile.TarInfo()
+    for kind, raw, number, mode in entries:
+        if raw in (b".", b"..") or raw.startswith(b".wh.") or (kind == tarfile.LNKTYPE and not file.name):
+            continue
+        name = f"{directory}{os.fsdecode(raw)}"
+        if kind == tarfile.LNKTYPE:  # what it says of the file is what the file has
+            about = {key: getattr(file, key) for key in ("mtime", "uid", "gid")}
+            made.append(images.entry(name, kind, file.mode, linkname=file.name, **about))
+            continue
+        data = bytes([number % 256]) * number if kind == tarfile.REGTYPE else b""
+        link = "a target" if kind == tarfile.SYMTYPE else ""
+        made.append(images.entry(name, kind, mode, data, linkname=link, mtime=number, uid=number, gid=number + 1))
+        if kind == tarfile.DIRTYPE:
+            directory = f"{name}/"
+        if kind == tarfile.REGTYPE:
+            file = made[-1][0]
+    with no_umask(), tempfile.TemporaryDirectory() as place:
+        for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w", format=form, errors="surrogateescape") as tar:
+                for info, data in made:
+                    tar.addfile(info, io.BytesIO(data) if info.isreg() else None)
+            ours, theirs = Path(place) / f"ours-{form}", Path(place) / f"theirs-{form}"
+            ours.mkdir()
+            theirs.mkdir()
+            extract(TarReader(iter([buffer.getvalue()])), str(ours))
+            command = ["tar", "-xp", "--numeric-owner", "--same-owner", "--absolute-names", "-C", str(theirs)]
+            subprocess.run(command, input=buffer.getvalue(), check=True, capture_output=True)
+            assert upper(ours) == upper(theirs)
+            links = ({path.name: path.lstat().st_nlink for path in one.rglob("*")} for one in (ours, theirs))
+            assert next(links) == next(links)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -69,7 +68,7 @@ def remove(name: bytes, dir_fd: int) -> None:
         try:
             for entry in os.listdir(fd):  # noqa: PTH208 (an open directory)
                 if not _unlinked(os.fsencode(entry), fd):
-                    aside = b"." + secrets.token_hex(8).encode()
+                    aside = b"." + os.urandom(8).hex().encode()
                     with suppress(FileNotFoundError):
                         os.rename(entry, aside, src_dir_fd=fd, dst_dir_fd=dir_fd)
                         todo.append(aside)

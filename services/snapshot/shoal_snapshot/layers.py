@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
 from shoal_bus.api.snapshot import AppliedLayer, ApplyLayer, ApplyProgress, SnapshotInfo, UnpackLayer, Usage
@@ -23,6 +24,7 @@ from shoal_snapshot.apply.stream import hash_blob
 from shoal_snapshot.apply.worker import Done, Job
 from shoal_snapshot.leases import add_to_lease
 from shoal_snapshot.overlayfs import FUSE_TYPE
+from shoal_snapshot.processors import Processor
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
 from shoal_snapshot.syscalls import syncfs
@@ -38,12 +40,20 @@ PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
 class Layers:
     """What is done with layers in one snapshotter."""
 
-    def __init__(self, snapshots: Snapshots, pool: Pool, content: Path, memory: Path) -> None:
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        pool: Pool,
+        content: Path,
+        memory: Path,
+        processors: Mapping[str, Processor] = MappingProxyType({}),
+    ) -> None:
         """Blobs lie below `content`, the content service's own directory; no other path is looked at. `memory` is a
-        directory of this service that those workers lock one at a time that need much of it."""
+        directory of this service that those workers lock one at a time that need much of it. `processors` decompress
+        the media types they are named for."""
         self.snapshots = self._snapshots = snapshots
         self._records, self._db = snapshots.records, snapshots.db
-        self._pool, self._content, self._memory = pool, content, memory
+        self._pool, self._content, self._memory, self._processors = pool, content, memory, processors
         self._syncs = _Syncs()
         self._awaited: dict[tuple[str, str], asyncio.Event] = {}
         """Parents that layers wait for."""
@@ -239,9 +249,12 @@ class Layers:
         path = request.path.removeprefix(f"{base}/")
         if path == request.path:
             path = ""  # it is none of the content service's, and not found
+        processor = self._processors.get(descriptor.media_type)
         return Job(
             base=base, path=path, media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size,
             root=str(self._snapshots.snapshotter.layer(snapshot.id)), lowers=self._snapshots.lowers_of(snapshot),
+            command=[processor.path, *processor.args] if processor is not None else [],
+            environment=processor.env if processor is not None else [],
             diff_id=diff_id, growing=growing, memory=str(self._memory), whole=self._snapshots.snapshotter.whole,
         )  # fmt: skip
 
@@ -294,9 +307,9 @@ class Layers:
             if current != read:
                 raise StartedOver
             if place is not None and not hashed:
-                hashed = True  # if it's wrong, its writer will find that, and begin again or give up
-                with suppress(ApplyError):
-                    if await in_thread(hash_blob, blob) == read:
+                with suppress(ApplyError):  # if it's wrong, its writer will find that, and begin again or give up
+                    hashed = blob.whole()
+                    if hashed and await in_thread(hash_blob, blob) == read:
                         return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -305,14 +318,10 @@ class Layers:
         """Returns when all of a growing blob is there. ABORTED when its writer gives up."""
         while True:
             try:
-                fd = job.blob.open()
+                if job.blob.whole():
+                    return
             except ApplyError:
                 raise Aborted(f"blob {job.digest}: is no longer fetched") from None
-            try:
-                if os.fstat(fd).st_size >= job.size:
-                    return
-            finally:
-                os.close(fd)
             await asyncio.sleep(_LONGEST_PAUSE)
 
 

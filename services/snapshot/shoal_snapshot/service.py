@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from shoal_snapshot.gc import Collection, Notice
 from shoal_snapshot.layers import Layers, target_of
 from shoal_snapshot.native import Native
 from shoal_snapshot.overlayfs import Overlayfs
+from shoal_snapshot.processors import DEFAULT_FILE, load
 from shoal_snapshot.records import MIGRATIONS
 from shoal_snapshot.snapshots import Snapshots
 from shoal_snapshot.snapshotter import Snapshotter
@@ -28,17 +31,28 @@ log = structlog.get_logger(__name__)
 SNAPSHOTTERS: tuple[type[Snapshotter], ...] = (Overlayfs, Native, Btrfs)
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The service's own flags."""
+    parser.add_argument(
+        "--stream-processors",
+        type=Path,
+        default=Path(os.environ.get("SHOAL_STREAM_PROCESSORS", "") or DEFAULT_FILE),
+        help=f"programs that decompress layers (default: SHOAL_STREAM_PROCESSORS, or {DEFAULT_FILE})",
+    )
+
+
 async def setup(process: Process) -> None:
     """Registers every verb of every snapshotter that works here, and mends what the last copy left."""
     database = process.database(MIGRATIONS)
     service = process.service("snapshots, and layers applied to them")
     pool = Pool()
     process.stack.push_async_callback(pool.close)
+    processors = load(process.args.stream_processors)
     every: dict[str, Layers] = {}
     for snapshotter in working(process.root):
         snapshots = Snapshots(database, snapshotter)
         process.stack.push_async_callback(snapshots.settled)
-        every[snapshotter.name] = Layers(snapshots, pool, process.node.root_of("content"), process.state)
+        every[snapshotter.name] = Layers(snapshots, pool, process.node.root_of("content"), process.state, processors)
         register(service, snapshots, every[snapshotter.name])
     diffs = Diffs([layers.snapshots for layers in every.values()])
 

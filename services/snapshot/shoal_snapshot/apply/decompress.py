@@ -4,7 +4,8 @@
 
 A decompressor takes a `Source` and yields chunks of at most `CHUNK` bytes; a stream that is broken or ends early is
 DATA_LOSS. One that needs more than a few MiB of memory says so first (`Source.reserve`). To add one, write such a
-function and name its magic and its media type's ending in `_KNOWN`.
+function and name its magic and its media type's ending in `_KNOWN`; one that is another program needs no code
+(`external`).
 """
 
 from __future__ import annotations

@@ -77,6 +77,8 @@ class Directories:
         """By their paths, without links."""
         self._aliases: dict[bytes, Directory] = {b"": self.root}
         """By the names they were asked for."""
+        self._through: set[bytes] = set()
+        """Where links of the layers below have led on the way to those."""
         self._known_bytes = 0
         self._fds: OrderedDict[bytes, int] = OrderedDict()
         self._pending: dict[bytes, Attributes] = {}
@@ -162,7 +164,7 @@ class Directories:
             self.forget()
         fd = os.open(name, _FLAGS, dir_fd=self.fd(parent))
         self._remember(path, fd)
-        inherits, opaque = parent.inherits if fresh else False, False
+        inherits = opaque = False
         if not fresh:
             was = os.fstat(fd)
             inherits = bool(was.st_mode & stat.S_ISGID)
@@ -173,6 +175,15 @@ class Directories:
         directory = Directory(path, below, inherits, uncertain=parent.uncertain and not opaque)
         self._known[path] = directory
         self._known_bytes += len(path) + _ENTRY_BYTES
+        return directory
+
+    def make(self, parent: Directory, name: bytes) -> Directory:
+        """Makes a plain directory in `parent`: root's, with mode 0755, whatever it would inherit. FileExistsError."""
+        os.mkdir(name, 0o755, dir_fd=self.fd(parent))
+        directory = self.enter(parent, name, fresh=True)
+        if parent.inherits:
+            os.fchown(self.fd(directory), 0, 0)
+            os.fchmod(self.fd(directory), 0o755)
         return directory
 
     def describe(self, path: bytes, attributes: Attributes) -> None:
@@ -196,7 +207,13 @@ class Directories:
         self._fds.clear()
         self._known = {b"": self.root}
         self._aliases = {b"": self.root}
+        self._through.clear()
         self._known_bytes = 0
+
+    def cover(self, parent: Directory, name: bytes) -> None:
+        """Something is about to be made under that name: a link of the layers below leads nowhere from now on."""
+        if self._through and (parent.path + b"/" + name if parent.path else name) in self._through:
+            self.forget()
 
     def settle(self) -> None:
         """Gives the directories their attributes if there are too many to be remembered. Between two entries only."""
@@ -231,8 +248,7 @@ class Directories:
             return os.readlink(name, dir_fd=fd)
         if overlay.is_whiteout(status):
             os.unlink(name, dir_fd=fd)
-            os.mkdir(name, 0o755, dir_fd=fd)
-            directory = self.enter(parent, name, fresh=True)
+            directory = self.make(parent, name)
             self.hide(directory)
             return directory
         raise Unacceptable(f"{shown(path)}: is in the way of a directory")
@@ -240,10 +256,9 @@ class Directories:
     def _imply(self, parent: Directory, name: bytes, path: bytes) -> Directory | bytes:
         below = overlay.look_below(parent.below, name)
         if below is not None and stat.S_ISLNK(below.status.st_mode):
+            self._through.add(path)
+            self._known_bytes += len(path) + _ENTRY_BYTES
             return os.readlink(below.paths[0])  # noqa: PTH115 (bytes)
-        os.mkdir(name, 0o755, dir_fd=self.fd(parent))
-        if parent.inherits:
-            os.chown(name, 0, 0, dir_fd=self.fd(parent), follow_symlinks=False)
         if self._pending.pop(path, None) is not None:
             self._pending_bytes -= len(path) + _ENTRY_BYTES  # it was another's, which is gone
         if parent.uncertain:
@@ -252,10 +267,7 @@ class Directories:
             self.implied[path] = False
         if below is not None and stat.S_ISDIR(below.status.st_mode):
             self._expect(path, _attributes_of(below.status, read_xattrs(below.paths[0])))
-        elif parent.inherits:
-            now = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
-            self._expect(path, Attributes(0o755, 0, 0, now.st_atime_ns, now.st_mtime_ns))
-        return self.enter(parent, name, fresh=True)
+        return self.make(parent, name)
 
     def _imply_uncertain(self, path: bytes) -> None:
         if path not in self.implied:

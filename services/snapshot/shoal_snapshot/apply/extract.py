@@ -93,6 +93,7 @@ class _Extractor:
         self._directories.settle()
         parent_path, _, name = path.rpartition(b"/")
         parent = self._directories.resolve(parent_path)
+        self._directories.cover(parent, name.removeprefix(_WHITEOUT))
         if name.startswith(_WHITEOUT):
             self._white_out(parent, name)
             return
@@ -140,14 +141,12 @@ class _Extractor:
         fd = self._directories.fd(parent)
         path = _join(parent, name)
         try:
-            os.mkdir(name, 0o755, dir_fd=fd)
-            self._directories.enter(parent, name, fresh=True)
+            self._directories.make(parent, name)
         except FileExistsError:
             if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                 self._remove(parent, name)
-                os.mkdir(name, 0o755, dir_fd=self._directories.fd(parent))
                 # What was here hid the directory below it, and so must this.
-                self._directories.hide(self._directories.enter(parent, name, fresh=True))
+                self._directories.hide(self._directories.make(parent, name))
             elif anew:
                 forget_xattrs(self._directories.fd(self._directories.enter(parent, name, fresh=False)))
         self._directories.describe(
@@ -201,6 +200,8 @@ class _Extractor:
             return
         try:
             overlay.whiteout(hidden, fd)
+            if parent.inherits:
+                os.chown(hidden, 0, 0, dir_fd=fd, follow_symlinks=False)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(hidden, dir_fd=fd, follow_symlinks=False).st_mode):
                 self._directories.hide(self._directories.enter(parent, hidden, fresh=False))

@@ -30,7 +30,8 @@ from shoal_snapshot.apply.worker import Done, Job
 log = structlog.get_logger(__name__)
 
 IDLE_SECONDS = 10.0
-_MOST_WORKERS = 4
+_MOST_WORKERS = 3
+"""Each takes some 12 MiB, and up to 8 for its decompressor: a pull is to stay below 150, with the services."""
 _LONGEST_LINE = 1 << 25  # with the directories that a layer implies
 _ATTEMPTS = 3
 _AGAIN: dict[str, type[Exception]] = {one.__name__: one for one in (NeedsParent, StartedOver, Starved)}
@@ -38,7 +39,7 @@ _AGAIN: dict[str, type[Exception]] = {one.__name__: one for one in (NeedsParent,
 
 def workers_wanted() -> int:
     """How many layers are extracted at once: one for each processor, 2 or 3."""
-    return min(_MOST_WORKERS - 1, max(2, len(os.sched_getaffinity(0))))
+    return min(_MOST_WORKERS, max(2, len(os.sched_getaffinity(0))))
 
 
 class Pool:

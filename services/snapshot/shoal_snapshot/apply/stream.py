@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from shoal_snapshot.apply.decompress import decompressor_of
 from shoal_snapshot.apply.errors import ApplyError, Corrupt, StartedOver, Starved
+from shoal_snapshot.apply.external import external
 from shoal_snapshot.syscalls import open_beneath
 
 MAX_LAYER_BYTES = 1 << 40
@@ -50,6 +51,8 @@ class Blob:
     digest: str
     size: int
     growing: bool = False
+    processor: tuple[list[str], list[str]] | None = None
+    """The program that decompresses it, and that one's environment."""
 
     def open(self, flags: int = 0) -> int:
         """A descriptor of the file. NOT_FOUND whatever the reason: nothing is told of what isn't for its reader."""
@@ -61,6 +64,14 @@ class Blob:
             os.close(fd)
             raise ApplyError(f"blob {self.digest}: not found where it was said to be", code="NOT_FOUND")
         return fd
+
+    def whole(self) -> bool:
+        """Whether all of it is there. NOT_FOUND."""
+        fd = self.open()
+        try:
+            return os.fstat(fd).st_size >= self.size
+        finally:
+            os.close(fd)
 
     def identity(self) -> tuple[int, int] | None:
         """Which file is there now; None for none."""
@@ -236,7 +247,10 @@ class LayerStream:
     def _read(self) -> None:
         put: Callable[[Any], None] = self._queue.put
         try:
-            decompress = decompressor_of(self._blob.media_type, self._source.peek(16))
+            if self._blob.processor is not None:
+                decompress = external(*self._blob.processor)
+            else:
+                decompress = decompressor_of(self._blob.media_type, self._source.peek(16))
             for chunk in decompress(self._source):
                 if self._stop.is_set():
                     return

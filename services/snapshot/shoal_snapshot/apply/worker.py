@@ -43,6 +43,9 @@ class Job:
     root: str
     lowers: list[str] = field(default_factory=list)
     """The layers below, the highest first."""
+    command: list[str] = field(default_factory=list)
+    environment: list[str] = field(default_factory=list)
+    """The program that decompresses it, where it isn't one of ours."""
     memory: str = ""
     """A directory that whoever needs much memory locks meanwhile, so that only one does."""
     detached: bool = False
@@ -56,7 +59,8 @@ class Job:
     @property
     def blob(self) -> Blob:
         """The blob."""
-        return Blob(self.base, self.path, self.media_type, self.digest, self.size, self.growing)
+        processor = (self.command, self.environment) if self.command else None
+        return Blob(self.base, self.path, self.media_type, self.digest, self.size, self.growing, processor)
 
 
 @dataclass(frozen=True)
