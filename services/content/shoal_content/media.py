@@ -123,6 +123,19 @@ def children(media_type: str, data: bytes) -> list[Descriptor]:
     return []
 
 
+def entries(data: bytes) -> list[dict[str, Any]]:
+    """The entries of an index as it has them."""
+    found = _list(_load(data, "index"), "manifests", MAX_MANIFESTS)
+    if not all(isinstance(entry, dict) for entry in found):
+        raise FailedPrecondition("a descriptor isn't a JSON object")
+    return found
+
+
+def descriptor(entry: Any) -> Descriptor:
+    """A descriptor as JSON has it."""
+    return _descriptor(entry)
+
+
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:
     """The chain ID of each layer, bottom first (OCI image-spec, config.md#layer-chainid)."""
     chain: list[str] = []

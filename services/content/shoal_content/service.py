@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+from pathlib import Path
 
 import structlog
 from shoal_bus.api import content as api
@@ -18,7 +20,10 @@ from shoal_content.ingests import Ingests
 from shoal_content.layout import Layout
 from shoal_content.namespaces import Namespaces
 from shoal_content.pull import Pulls
+from shoal_content.push import Pushes, destination
 from shoal_content.reconcile import reconcile, undo_dead_pulls
+from shoal_content.registry.hosts import DEFAULT_DIRECTORY
+from shoal_content.registry.registries import Registries
 from shoal_content.resolve import Resolving
 from shoal_content.schema import MIGRATIONS
 from shoal_content.store import Store
@@ -27,6 +32,13 @@ from shoal_content.tree import Trees
 log = structlog.get_logger(__name__)
 
 _SWEEP_SECONDS = 20.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What this service may be told beside what each of them is."""
+    parser.add_argument(
+        "--registry-config", type=Path, default=DEFAULT_DIRECTORY, help="the directory of the hosts.toml files"
+    )
 
 
 async def setup(process: Process) -> None:
@@ -42,7 +54,9 @@ async def setup(process: Process) -> None:
     ingests = Ingests(database, layout, store)
     holds = Holds(database, store, ingests, collector)
     fetcher = Fetcher(database, store, ingests, holds, process.locks)
-    pulls = Pulls(database, store, images, holds, fetcher, collector, process.locks)
+    registries = Registries(process.args.registry_config, process.root / "registry.key")
+    pulls = Pulls(database, store, images, holds, fetcher, collector, process.locks, registries)
+    pushes = Pushes(database, store, images, holds, registries)
     namespaces = Namespaces(database)
 
     service.handle(api.BLOB_INFO, store.info)
@@ -62,6 +76,9 @@ async def setup(process: Process) -> None:
     service.handle(api.IMAGE_RESOLVE, resolving.resolve)
     # Not the image's own lock: whoever deletes it meanwhile needn't wait for the end of a pull.
     service.operate(api.IMAGE_PULL, pulls.pull, undo=pulls.undo, lock=lambda r: f"pull/{reference.parse(r.name)}")
+    service.operate(api.IMAGE_PUSH, pushes.push, undo=pushes.undo, lock=lambda r: f"push/{destination(r)}")
+    service.handle(api.REGISTRY_KEY, registries.key)
+    service.stream(api.REFERRER_LIST, registries.referrers)
     service.handle(api.NAMESPACE_GET, namespaces.get)
     service.stream(api.NAMESPACE_LIST, namespaces.list)
     service.handle(api.NAMESPACE_CREATE, namespaces.create, lock=lambda r: f"namespace/{r.name}")
