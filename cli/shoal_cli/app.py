@@ -11,7 +11,7 @@ import typer
 from shoal_bus.errors import ShoalError
 
 from shoal_cli import telling
-from shoal_cli.commands import containers, events, images, network, node, stats, tasks
+from shoal_cli.commands import containers, events, images, network, node, registry, stats, tasks
 from shoal_cli.errors import EXPLAINED, INTERRUPTED, exit_code, report
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     help="Containers on Linux, over NATS: images, snapshots, execution and networks, each a service on the bus.",
     epilog=EXPLAINED,
 )
-for family in (node, images, containers, tasks, stats, events):
+for family in (node, images, registry, containers, tasks, stats, events):
     app.add_typer(family.app)
 app.add_typer(network.app, name="network")
 

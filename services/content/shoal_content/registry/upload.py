@@ -131,7 +131,9 @@ class Upload:
             if "DIGEST" in error.message:
                 raise DataLoss(error.message, hint="is the blob whole on this node?") from None
             raise
-        if response.headers.get("Docker-Content-Digest", digest) != digest:
+        kept = response.headers.get("Docker-Content-Digest", digest)
+        # Some name it by an algorithm of their own, whatever it was sent under.
+        if kept != digest and kept.partition(":")[0] == digest.partition(":")[0]:
             raise DataLoss(f"{self._what}: registry {self._transport.host} has kept other bytes than it was sent")
         self._place = None
 
