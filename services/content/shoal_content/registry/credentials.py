@@ -87,7 +87,7 @@ def _credential(entry: dict[str, Any]) -> Credential | None:
     if entry.get("registrytoken"):
         return Credential(token=str(entry["registrytoken"]))
     if entry.get("auth"):
-        user, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
+        user, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
         return Credential(user, password.strip("\0"))
     if entry.get("username"):
         return Credential(str(entry["username"]), str(entry.get("password", "")))

@@ -60,6 +60,7 @@ class Tokens:
 
 def lifetime(expires_in: Any) -> float:
     """How long a token may be used whose service said so; a minute where it said nothing that makes sense."""
-    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float) or not math.isfinite(expires_in):
+    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float):
         expires_in = _LEAST_SECONDS
-    return float(min(max(expires_in, _LEAST_SECONDS), _MOST_SECONDS)) - _LEEWAY_SECONDS
+    # In this order NaN, which JSON may hold here, is as good as nothing.
+    return float(min(_MOST_SECONDS, max(_LEAST_SECONDS, expires_in))) - _LEEWAY_SECONDS

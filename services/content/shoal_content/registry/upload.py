@@ -99,7 +99,16 @@ class Upload:
 
     async def _begin(self) -> URL:
         url = self._transport.url("blobs", "uploads", "")
-        response = await self._request("POST", url, frozenset({202}), Payload.of(b""), tries=0)
+        asked = asyncio.create_task(self._request("POST", url, frozenset({202}), Payload.of(b""), tries=0))
+        try:
+            response = await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            # What has just been begun must be known, to be taken back.
+            await asyncio.wait({asked}, timeout=_ABANDON_SECONDS)
+            asked.cancel()
+            if asked.done() and not asked.cancelled() and asked.exception() is None:
+                self._place = self._transport.leads_to(url, asked.result())
+            raise
         self._minimum = min(said.number(response.headers.get(_MINIMUM, "")) or 0, _LARGEST_PIECE)
         return self._transport.leads_to(url, response)
 
