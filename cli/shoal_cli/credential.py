@@ -9,6 +9,8 @@ from shoal_bus.api.content import RegistryCredential, seal_credential
 from shoal_bus.client import Client
 from shoal_bus.errors import InvalidArgument
 
+_SAME = {"index.docker.io": "docker.io"}
+
 
 async def sealed(client: Client, user: str, image: str) -> bytes:
     """What `--user NAME[:PASSWORD]` stands for, for the registry of `image`; nothing where it wasn't given.
@@ -23,7 +25,8 @@ async def sealed(client: Client, user: str, image: str) -> bytes:
         raise InvalidArgument("--user: must be NAME or NAME:PASSWORD")
     if not colon:
         password = _password(name)
-    credential = RegistryCredential(registry=image.partition("/")[0], user=name, password=password)
+    registry = image.partition("/")[0]
+    credential = RegistryCredential(registry=_SAME.get(registry, registry), user=name, password=password)
     return await seal_credential(client, credential)
 
 

@@ -169,6 +169,16 @@ async def test_many_requests_at_once_ask_for_one_token(guard: Guard, image: Imag
     assert len(guard.asked) == 1
 
 
+async def test_token_service_that_fails_once_is_asked_again(guard: Guard, image: Image) -> None:
+    def answer(request: web.Request) -> web.StreamResponse:
+        guard.answer = None
+        return web.Response(status=503)
+
+    guard.answer = answer
+    assert await resolve(guard) == image.digest
+    assert len(guard.asked) == 2
+
+
 async def test_registry_that_never_lets_in_is_asked_a_few_times_only(guard: Guard, image: Image) -> None:
     guard.answer = lambda request: web.json_response({"token": f"useless-{len(guard.asked)}"})
     with pytest.raises(Unauthenticated, match=guard.proxy.host):

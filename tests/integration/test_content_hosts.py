@@ -102,6 +102,14 @@ async def test_server_is_asked_where_a_mirror_has_nothing_or_isnt_there(
     assert mirror.seen
 
 
+async def test_what_the_server_says_counts_where_no_mirror_helps(certs: Path, registry: Registry, image: Image) -> None:
+    configure(certs, f'server = "http://{registry.host}"\n[host."http://127.0.0.1:{free_port()}"]')
+    async with resolver(certs) as opened:
+        for _ in range(2):
+            with pytest.raises(NotFound, match=registry.host):
+                await opened.resolve(Reference(NAME, "team/app", "no-such-tag"))
+
+
 async def test_wrong_bytes_of_a_mirror_are_an_error_and_nobody_else_is_asked(
     certs: Path, mirror: Proxy, registry: Registry, image: Image
 ) -> None:
@@ -206,7 +214,7 @@ async def test_headers_go_to_their_host_and_not_where_it_redirects(
     async with proxy(registry.host) as elsewhere:
 
         async def redirect(request: web.Request) -> web.StreamResponse | None:
-            got["mirror"].append(request.headers.get("X-Team", ""))
+            got["mirror"].append(",".join(request.headers.getall("X-Team", [])))
             return web.Response(status=307, headers={"Location": f"http://{elsewhere.host}{request.path}"})
 
         async def look(request: web.Request) -> web.StreamResponse | None:
@@ -214,10 +222,12 @@ async def test_headers_go_to_their_host_and_not_where_it_redirects(
             return None
 
         mirror.hook, elsewhere.hook = redirect, look
-        configure(certs, f'[host."http://{mirror.host}"]\n[host."http://{mirror.host}".header]\nX-Team = "blue"')
+        configure(
+            certs, f'[host."http://{mirror.host}"]\n[host."http://{mirror.host}".header]\nX-Team = ["blue", "green"]'
+        )
         async with resolver(certs) as opened:
             await opened.resolve(REFERENCE)
-    assert got == {"mirror": ["blue"], "elsewhere": [""]}
+    assert got == {"mirror": ["blue,green"], "elsewhere": [""]}
 
 
 async def test_mirror_that_redirects_for_ever_is_left_for_the_server(

@@ -468,6 +468,20 @@ async def test_registry_that_keeps_other_bytes_is_data_loss(client: Client, betw
         await push(client, f"{between.host}/team/app")
 
 
+async def test_blob_that_is_damaged_here_is_data_loss_and_moves_no_tag(
+    client: Client, registry: Registry, image: Image, node: TestNode
+) -> None:
+    await store(client, image, "app")
+    for digest in (image.layers[0], image.digest):
+        path = node.root / "content/blobs/sha256" / digest.partition(":")[2]
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(DataLoss, match=digest):
+            await push(client, f"{registry.host}/team/app")
+        path.write_bytes(whole)
+        assert not has(registry, "team/app/manifests/latest")
+
+
 async def test_range_that_cant_be_is_refused(client: Client, between: Proxy, image: Image) -> None:
     async def hook(request: web.Request) -> web.StreamResponse | None:
         if request.method == "PATCH":

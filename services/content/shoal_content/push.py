@@ -46,7 +46,7 @@ class Pushes:
         progress = Pushing(str(to), ctx.progress)
         progress.preparing()
         planner = Planner(self.store, ctx.namespace, image.name)
-        plan = planner.plan(image.target, request.platform, all_platforms=request.all_platforms)
+        plan = await planner.plan(image.target, request.platform, all_platforms=request.all_platforms)
         if to.digest and to.digest != plan.target.digest:
             raise InvalidArgument(
                 f"{to}: what would be pushed has digest {plan.target.digest}",
@@ -56,6 +56,7 @@ class Pushes:
         try:
             for one in [plan.target, *plan.blobs, *(one for level in plan.manifests for one in level)]:
                 self.holds.hold_blob(ctx.id, ctx.namespace, one.digest)
+                await asyncio.sleep(0)
             resolver = self.registries.resolver(
                 to, plain_http=request.plain_http, sealed=request.credential, push=True, waiting=progress.waiting
             )

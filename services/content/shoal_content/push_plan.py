@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
-from shoal_bus.errors import FailedPrecondition, NotFound
+from shoal_bus.errors import DataLoss, FailedPrecondition, NotFound
 from shoal_bus.types import Descriptor
 
 from shoal_content import media
+from shoal_content.layout import digest_of
 from shoal_content.store import Store
 from shoal_content.tree import check, choose_manifest
 
@@ -37,7 +39,7 @@ class Planner:
     def __init__(self, store: Store, namespace: str, name: str) -> None:
         self._store, self._namespace, self._name = store, namespace, name
 
-    def plan(self, target: Descriptor, platform: str, *, all_platforms: bool) -> Plan:
+    async def plan(self, target: Descriptor, platform: str, *, all_platforms: bool) -> Plan:
         """The plan for a target, or for the manifest of one platform of it.
 
         NOT_FOUND for what isn't here, or isn't offered; FAILED_PRECONDITION for what makes no sense.
@@ -46,17 +48,19 @@ class Planner:
             target = self._choose(target, platform)
         plan = Plan(target)
         seen: dict[str, int] = {}
-        self._visit(plan, target, seen, 0)
+        await self._visit(plan, target, seen, 0)
         return plan
 
     def data(self, descriptor: Descriptor) -> bytes:
-        """A manifest's bytes."""
+        """A manifest's bytes, verified: a registry would take any for what a tag is to name."""
         if descriptor.size > media.MAX_MANIFEST_BYTES:
             raise FailedPrecondition(f"image {self._name}: {descriptor.digest} is too large for what it should be")
         data = self._store.open(self._namespace, descriptor.digest)
-        if len(data) != descriptor.size:
-            raise FailedPrecondition(
-                f"image {self._name}: {descriptor.digest} has {len(data)} bytes, not the {descriptor.size} it should"
+        digest = digest_of(data, descriptor.digest.partition(":")[0])
+        if digest != descriptor.digest or len(data) != descriptor.size:
+            raise DataLoss(
+                f"image {self._name}: {descriptor.digest} of {descriptor.size} bytes is damaged on this node",
+                hint="pull the image again",
             )
         return data
 
@@ -69,7 +73,7 @@ class Planner:
             check(self._name, manifest, config, platform)
         return target
 
-    def _visit(self, plan: Plan, descriptor: Descriptor, seen: dict[str, int], depth: int) -> int:
+    async def _visit(self, plan: Plan, descriptor: Descriptor, seen: dict[str, int], depth: int) -> int:
         """Takes a manifest and what it names into the plan; returns its height."""
         if depth > _DEEPEST:
             raise FailedPrecondition(f"image {self._name}: indexes in indexes, more than {_DEEPEST} of them")
@@ -81,9 +85,10 @@ class Planner:
             seen[descriptor.digest] = 0
             return 0
         data = self._manifest(descriptor)
+        await asyncio.sleep(0)  # there may be many
         for child in media.children(descriptor.media_type, data):
             if descriptor.media_type in media.INDEXES:
-                height = max(height, 1 + self._visit(plan, child, seen, depth + 1))
+                height = max(height, 1 + await self._visit(plan, child, seen, depth + 1))
             elif child.digest not in seen:
                 seen[child.digest] = 0
                 skip = any(part in child.media_type for part in _NOT_TO_BE_HANDED_ON)

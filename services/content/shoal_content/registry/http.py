@@ -38,7 +38,7 @@ from shoal_content.registry.transport import (
     Waiting,
     pause,
 )
-from shoal_content.registry.upload import Upload
+from shoal_content.registry.upload import Upload, abandon
 
 log = structlog.get_logger(__name__)
 
@@ -104,7 +104,11 @@ class HttpResolver(Resolver):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        try:
+            for place in self._begun.values():
+                await abandon(self._pusher, self._scopes(self._pusher), place)
+        finally:
+            await self._stack.aclose()
 
     # ----------------------------------------------------------------------------------------------------------- read
 
@@ -233,7 +237,7 @@ class HttpResolver(Resolver):
                 f"{self._reference}: no host of its registry may {capability}",
                 hint="see the hosts.toml of the registry",
             )
-        return sorted(able, key=lambda one: one.failed)
+        return [one for one in able if not one.failed] or able
 
     @property
     def _pusher(self) -> Transport:

@@ -74,7 +74,7 @@ class LayoutResolver(Resolver):
 
     async def referrers(self, reference: Reference, digest: str, artifact_type: str = "") -> list[Referrer]:
         """Those of the manifests that the index names."""
-        found = await asyncio.to_thread(self._referrers, digest)
+        found = await asyncio.to_thread(self._referrers, reference, digest)
         return [one for one in found if not artifact_type or one.artifact_type == artifact_type]
 
     # ---------------------------------------------------------------------------------------------------------- write
@@ -178,15 +178,13 @@ class LayoutResolver(Resolver):
             raise FailedPrecondition(f"{reference}: its manifest has more than {media.MAX_MANIFEST_BYTES} bytes")
         return data
 
-    def _referrers(self, digest: str) -> list[Referrer]:
+    def _referrers(self, reference: Reference, digest: str) -> list[Referrer]:
         found: dict[str, Referrer] = {}
         for entry in self._entries():
             descriptor = media.descriptor(entry)
             try:
-                data = (
-                    self._path(descriptor.digest).read_bytes() if descriptor.size <= media.MAX_MANIFEST_BYTES else b""
-                )
-            except FileNotFoundError:
+                data = self._small(reference, descriptor.digest)
+            except NotFound:
                 continue
             if referrers.subject_of(data) == digest:
                 found[descriptor.digest] = Referrer(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import aiohttp
 import structlog
+from multidict import CIMultiDict
 from shoal_bus.errors import (
     FailedPrecondition,
     NotFound,
@@ -93,7 +94,7 @@ class Transport:
         self.host, self.patience = host, patience
         self.repository = host.repository(repository)
         self.failed = False
-        """It couldn't be reached, or was of no use: others are asked first."""
+        """It couldn't be reached, or was of no use: it isn't asked any more."""
         self._session, self._authorizer, self._waiting = session, authorizer, waiting
         self._quiet_until = 0.0
 
@@ -135,15 +136,16 @@ class Transport:
                 challenges = response.headers.getall("WWW-Authenticate", [])
                 detail = await _detail(response)
                 response.release()
-                if (
-                    response.status == 401
-                    and answered < _CHALLENGES
-                    and await self._authorizer.answer(challenges, used, scopes)
-                ):
-                    answered += 1
-                    continue
                 problem = self._problem(response.status, what, detail, wait)
-                if response.status not in _PASSING:
+                passing = response.status in _PASSING
+                if response.status == 401 and answered < _CHALLENGES:
+                    try:
+                        if await self._authorizer.answer(challenges, used, scopes):
+                            answered += 1
+                            continue
+                    except Unavailable as error:  # its token service has its bad moments, too
+                        problem, passing = error, True
+                if not passing:
                     raise problem
             attempt += 1
             waited += wait
@@ -201,12 +203,15 @@ class Transport:
     async def _send(
         self, method: str, url: URL, headers: Mapping[str, str], authorization: str, payload: Payload | None
     ) -> aiohttp.ClientResponse:
-        sent = dict(headers)
+        sent = CIMultiDict(headers)
         if url.origin() == self.host.url.origin():
-            for key, value in self.host.headers:
-                sent.setdefault(key, value)
             if authorization:
                 sent["Authorization"] = authorization
+            # The configuration's word counts more than ours.
+            for key in {key.lower() for key, _ in self.host.headers}:
+                sent.popall(key, None)
+            for key, value in self.host.headers:
+                sent.add(key, value)
         patience = self.patience
         timeout = aiohttp.ClientTimeout(
             total=None, connect=self.host.connect_seconds, sock_connect=self.host.connect_seconds,

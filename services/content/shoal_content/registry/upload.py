@@ -182,15 +182,10 @@ class Upload:
         self._piece = smaller
 
     async def _abandon(self) -> None:
-        """Takes it back: best effort, and without keeping anybody waiting."""
+        """Takes it back."""
         place, self._place, self._offset = self._place, None, 0
-        if place is None:
-            return
-        try:
-            async with asyncio.timeout(_ABANDON_SECONDS):
-                await self._request("DELETE", place, frozenset({200, 202, 204, 404}))
-        except (ShoalError, TimeoutError) as error:
-            log.debug("upload.left", digest=self._descriptor.digest, error=str(error))
+        if place is not None:
+            await abandon(self._transport, self._scopes, place)
 
     # --------------------------------------------------------------------------------------------------------- within
 
@@ -231,3 +226,14 @@ class Upload:
                 raise
 
         return Payload(ends - begins, read)
+
+
+async def abandon(transport: Transport, scopes: Scopes, place: URL) -> None:
+    """Takes an upload back: best effort, and without keeping anybody waiting."""
+    try:
+        async with asyncio.timeout(_ABANDON_SECONDS):
+            wanted = frozenset({200, 202, 204, 404})
+            response = await transport.request("DELETE", place, "an upload", scopes=scopes, wanted=wanted, tries=1)
+            response.release()
+    except (ShoalError, TimeoutError) as error:
+        log.debug("upload.left", registry=str(transport.host), error=str(error))
