@@ -78,3 +78,13 @@ def test_referrers_are_listed(node: Shoal, registry: Registry) -> None:
     assert found["descriptor"]["digest"] == signed.digest
     assert "application/vnd.example.sbom" in node.ok("referrers", name, "--type", "application/vnd.example.sbom")
     assert node.json("referrers", name, "--type", "other") == []
+
+
+def test_node_reads_hosts_toml_from_where_it_is_told(registry: Registry, busybox: str, tmp_path: Path) -> None:
+    place = tmp_path / "certs.d" / "registry.invalid"
+    place.mkdir(parents=True)
+    (place / "hosts.toml").write_text(f'server = "http://{registry.host}"\n')
+    with Shoal(tmp_path / "node", node="mirrored") as node:
+        node.directory.mkdir()
+        node.up("--registry-config", str(tmp_path / "certs.d"))
+        assert "registry.invalid/busybox:latest sha256:" in node.ok("pull", "--quiet", "registry.invalid/busybox")
