@@ -27,6 +27,7 @@ from shoal_bus.errors import (
     Unauthenticated,
     Unavailable,
 )
+from shoal_bus.types import Descriptor
 
 from tests.support.content_proxy import Proxy, proxy
 from tests.support.images import Image, Layer, digest_of, file
@@ -37,6 +38,7 @@ from tests.support.stored import store, store_blob
 
 SECRET = "s3cr3t-pa55"
 SECRET_BCRYPT = "$2b$04$eqZkAqAwF8FPtc1AEyw2reJcSe5K/N431Xb/WSveuwQtSO1gPRi4m"
+INDEX, MANIFEST = "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json"
 DATA = random.Random(1125).randbytes(3 << 20)
 
 
@@ -63,7 +65,9 @@ def node(natsd: NatsServer, tmp_path: Path) -> Iterator[TestNode]:
 async def client(node: TestNode, connection: Connection) -> AsyncIterator[Client]:
     node.start("content", arguments=("--log-level", "debug"))
     yield Client(connection, node.name)
-    assert SECRET not in node.of("content").log.read_text()
+    log = node.of("content").log.read_text()
+    assert SECRET not in log
+    assert "Traceback" not in log
 
 
 @pytest.fixture
@@ -299,6 +303,54 @@ async def test_namespace_pushes_only_what_it_sees(client: Client, registry: Regi
     await other.call(content.IMAGE_CREATE, content.CreateImage(name="app", target=target))
     with pytest.raises(NotFound, match=image.digest):
         await push(other, f"{registry.host}/team/app")
+
+
+def _index_of(*entries: tuple[str, str, int]) -> bytes:
+    manifests = [{"mediaType": kind, "digest": digest, "size": size} for kind, digest, size in entries]
+    return json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).encode()
+
+
+async def _create(client: Client, name: str, media_type: str, data: bytes) -> None:
+    digest = await store_blob(client, data)
+    target = Descriptor(media_type=media_type, digest=digest, size=len(data))
+    await client.call(content.IMAGE_CREATE, content.CreateImage(name=name, target=target))
+
+
+async def test_trees_that_make_no_sense_are_refused_before_anything_is_sent(client: Client, between: Proxy) -> None:
+    deep = _index_of()
+    for _ in range(12):
+        await store_blob(client, deep)
+        deep = _index_of((INDEX, digest_of(deep), len(deep)))
+    await _create(client, "deep", INDEX, deep)
+    wide = _index_of(*((MANIFEST, digest_of(str(n).encode()), 1) for n in range(1500)))
+    await _create(client, "wide", INDEX, wide)
+    await _create(client, "nonsense", INDEX, b"[]")
+    await _create(client, "no-json", MANIFEST, b"\xff\x00")
+    child = Image.build([Layer([file("f")])]).manifest
+    await store_blob(client, child)
+    await _create(client, "wrong-size", INDEX, _index_of((MANIFEST, digest_of(child), len(child) + 1)))
+    for name, error in (
+        ("deep", FailedPrecondition), ("wide", FailedPrecondition), ("nonsense", FailedPrecondition),
+        ("no-json", FailedPrecondition), ("wrong-size", DataLoss),
+    ):  # fmt: skip
+        with pytest.raises(error):
+            await push(client, f"{between.host}/team/app", name, all_platforms=True)
+    assert between.seen == []
+
+
+async def test_manifest_of_a_kind_that_nobody_knows_is_pushed_as_it_is(client: Client, between: Proxy) -> None:
+    got: list[tuple[str, bytes]] = []
+
+    async def take(request: web.Request) -> web.StreamResponse | None:
+        if request.method != "PUT":
+            return None
+        got.append((request.headers["Content-Type"], await request.read()))
+        return web.Response(status=201)
+
+    between.hook = take
+    await _create(client, "odd", "application/vnd.example.odd+json", b'{"odd": true}')
+    await push(client, f"{between.host}/team/odd", "odd")
+    assert got == [("application/vnd.example.odd+json", b'{"odd": true}')]
 
 
 # ---------------------------------------------------------------------------------------------------------- credentials

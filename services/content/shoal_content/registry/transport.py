@@ -224,11 +224,15 @@ class Transport:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self.host.connect_seconds + patience.read_seconds) as patient:
 
+            def wait(seconds: float) -> None:
+                with suppress(RuntimeError):  # the answer has come before all was sent, and nobody waits any more
+                    patient.reschedule(loop.time() + seconds)
+
             async def data() -> AsyncIterator[bytes]:
                 async for chunk in payload.read():
-                    patient.reschedule(loop.time() + patience.read_seconds)
+                    wait(patience.read_seconds)
                     yield chunk
-                patient.reschedule(loop.time() + patience.commit_seconds)
+                wait(patience.commit_seconds)
 
             return await self._session.request(method, url, headers=sent, data=data(), **options)  # type: ignore[arg-type]
 

@@ -93,7 +93,7 @@ class Upload:
             await self._put(self._payload(0, size))
             return
         while self._offset < size:
-            ends = min(size, self._offset + self._piece) if self._piece else size
+            ends = min(size, self._offset + max(self._piece, self._minimum)) if self._piece else size
             await self._patch(self._offset, ends)
         await self._put(Payload.of(b""))
 
