@@ -192,14 +192,17 @@ def test_repositories_are_rewritten(tmp_path: Path) -> None:
         "^library/(.*)$" = "hub/$1"
         "^team/" = "${0}x/"
         "^bad" = "../../etc"
+        "^worse" = "$7/x"
+        "^worst" = "${name}"
         """,
     )
     assert mirror.repository("library/busybox") == "hub/busybox"
     assert mirror.repository("other/app") == "other/app"
     assert server.repository("library/busybox") == "library/busybox"
     assert mirror.repository("team/app") == "team/x/app"
-    with pytest.raises(FailedPrecondition, match="rewritten"):
-        mirror.repository("bad/app")
+    for path in ("bad/app", "worse/app", "worst/app"):
+        with pytest.raises(FailedPrecondition, match="rewritten"):
+            mirror.repository(path)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +215,7 @@ def test_repositories_are_rewritten(tmp_path: Path) -> None:
         '[host."https://x".header]\na = "b\\r\\nEvil: 1"', '[host."https://x".rewrite]\n"(" = "x"',
         '[host."https://x"]\ndial_timeout = "soon"', '[host."https://x"]\nclient = "missing.pem"', "\0",
         "server = 1e400",
+        "server = " + "[" * 5000,
     ],
 )  # fmt: skip
 def test_file_that_makes_no_sense_says_where_it_is(tmp_path: Path, text: str) -> None:

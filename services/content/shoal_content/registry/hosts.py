@@ -88,7 +88,10 @@ class Host:
         for pattern, replacement in self.rewrites:
             found = pattern.search(path)
             if found is not None:
-                renamed = path[: found.start()] + found.expand(replacement) + path[found.end() :]
+                try:
+                    renamed = path[: found.start()] + found.expand(replacement) + path[found.end() :]
+                except (re.error, IndexError):  # of a group that the pattern doesn't have
+                    renamed = ""
                 if not is_repository(renamed):
                     raise FailedPrecondition(
                         f"registry {self}: repository {path} is rewritten to {renamed!r}, which is none",
@@ -114,7 +117,7 @@ def hosts_of(reference: Reference, directory: Path, *, plain_http: bool = False)
         return [own]
     try:
         return _read(place, reference.domain, own)
-    except (OSError, ValueError, TypeError, AttributeError, re.error) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
         problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise FailedPrecondition(f"{place}: {problem}", hint="see hosts.toml in containerd's documentation") from None
 
