@@ -387,6 +387,31 @@ async def test_credential_of_a_request_is_used_and_seen_by_nobody(
     assert SECRET.encode() not in kept
 
 
+async def test_service_asks_the_nodes_credential_helper(
+    natsd: NatsServer, connection: Connection, image: Image, tmp_path: Path
+) -> None:
+    users, programs, docker = tmp_path / "htpasswd", tmp_path / "programs", tmp_path / "docker"
+    users.write_text(f"user:{SECRET_BCRYPT}\n")
+    programs.mkdir()
+    docker.mkdir()
+    helper = programs / "docker-credential-test"
+    helper.write_text(f'#!/bin/sh\nread host; echo "$1 $host" >>{tmp_path}/asked\ncat {tmp_path}/answer\n')
+    helper.chmod(0o755)
+    (tmp_path / "answer").write_text(json.dumps({"Username": "user", "Secret": SECRET}))
+    with (
+        running(tmp_path / "private", htpasswd=users) as private,
+        TestNode(tmp_path, natsd, path=f"{programs}:/usr/bin:/bin") as node,
+    ):
+        (docker / "config.json").write_text(json.dumps({"credHelpers": {private.host: "test"}}))
+        node.environment["DOCKER_CONFIG"] = str(docker)
+        node.start("content")
+        client = Client(connection, node.name)
+        await store(client, image, "app")
+        await push(client, f"{private.host}/team/app")
+        assert (tmp_path / "asked").read_text() == f"get {private.host}\n"
+        assert SECRET not in node.of("content").log.read_text()
+
+
 async def test_upload_that_is_sent_elsewhere_takes_no_credential_there(
     client: Client, between: Proxy, registry: Registry, image: Image
 ) -> None:
