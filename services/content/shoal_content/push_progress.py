@@ -47,7 +47,7 @@ class Pushing:
         blob.state, blob.offset = state, offset
         if changed or now - self._reported > _EVERY_SECONDS:
             self._reported = now
-            self._told.bytes_per_second = self._rate(now)
+            self._told.rate = self._rate(now)
             self._report(self._told)
 
     def waiting(self, told: str) -> None:
@@ -57,7 +57,7 @@ class Pushing:
 
     def naming(self) -> None:
         """All blobs are there."""
-        self._told.state, self._told.bytes_per_second = "naming", 0
+        self._told.state, self._told.rate = "naming", 0.0
         self._report(self._told)
 
     def done(self) -> None:
@@ -65,9 +65,9 @@ class Pushing:
         self._told.state = "done"
         self._report(self._told)
 
-    def _rate(self, now: float) -> int:
+    def _rate(self, now: float) -> float:
         while self._sent and now - self._sent[0][0] > _RATE_SECONDS:
             self._sent.popleft()
         if not self._sent:
-            return 0
-        return int(sum(count for _, count in self._sent) / max(now - self._sent[0][0], 0.5))
+            return 0.0
+        return sum(count for _, count in self._sent) / max(now - self._sent[0][0], 0.5)

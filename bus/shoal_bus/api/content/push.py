@@ -53,8 +53,8 @@ class PushProgress(Message):
     bytes_done: int = 0
     """Of `bytes_total`, those that the registry has, sent or not."""
     bytes_total: int = 0
-    bytes_per_second: int = 0
-    """What is being sent, over the last seconds."""
+    rate: float = 0.0
+    """Bytes a second, as they were sent during the last seconds."""
     waiting: str = ""
     """What the registry has us wait for; empty while it doesn't."""
 
