@@ -11,7 +11,19 @@ import typer
 from shoal_bus.errors import ShoalError
 
 from shoal_cli import telling
-from shoal_cli.commands import containers, content, events, gc, images, network, node, snapshot, stats, tasks
+from shoal_cli.commands import (
+    containers,
+    content,
+    events,
+    gc,
+    images,
+    network,
+    node,
+    registry,
+    snapshot,
+    stats,
+    tasks,
+)
 from shoal_cli.errors import EXPLAINED, INTERRUPTED, exit_code, report
 
 app = typer.Typer(
@@ -21,7 +33,7 @@ app = typer.Typer(
     help="Containers on Linux, over NATS: images, snapshots, execution and networks, each a service on the bus.",
     epilog=EXPLAINED,
 )
-for family in (node, images, gc, containers, tasks, stats, events):
+for family in (node, images, registry, gc, containers, tasks, stats, events):
     app.add_typer(family.app)
 app.add_typer(network.app, name="network")
 app.add_typer(content.app, name="content")

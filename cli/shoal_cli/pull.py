@@ -55,6 +55,8 @@ class PlainLines:
     def update(self, progress: content.PullProgress) -> None:
         if progress.state == "resolving":
             self._tell(f"{progress.name}: resolving" if progress.name else "resolving")
+        if progress.waiting:
+            self._tell(progress.waiting)
         for layer in progress.layers:
             if layer.state in _OVER:
                 note = "exists already" if layer.state == "exists" else size(layer.size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -20,12 +21,21 @@ _START_SECONDS = 10
 class Registry:
     """One running registry; `host` is what stands before the repository in an image's name.
 
-    `htpasswd` is a file of bcrypt'd users (`htpasswd -B`): with it, the registry asks for basic authentication.
+    `htpasswd` is a file of bcrypt'd users (`htpasswd -B`): with it, the registry asks for basic authentication. With
+    `tls` (its certificate and key) it speaks TLS, and with `clients` besides (a CA's certificate) to those alone whose
+    certificate that CA has signed.
     """
 
-    def __init__(self, directory: Path, *, htpasswd: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        htpasswd: Path | None = None,
+        tls: tuple[Path, Path] | None = None,
+        clients: Path | None = None,
+    ) -> None:
         self.directory, self.port = directory, free_port()
-        self._htpasswd = htpasswd
+        self._htpasswd, self._tls, self._clients = htpasswd, tls, clients
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -35,7 +45,7 @@ class Registry:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}"
+        return f"{'https' if self._tls else 'http'}://{self.host}"
 
     def start(self) -> None:
         """Starts it, and returns when it answers."""
@@ -43,11 +53,15 @@ class Registry:
         assert binary, "docker-registry isn't installed: apt-get install docker-registry"
         config = self.directory / "config.yml"
         auth = f"auth: {{htpasswd: {{realm: test, path: {self._htpasswd}}}}}\n" if self._htpasswd else ""
+        tls = ""
+        if self._tls is not None:
+            clients = f", clientcas: ['{self._clients}']" if self._clients else ""
+            tls = f", tls: {{certificate: '{self._tls[0]}', key: '{self._tls[1]}'{clients}}}"
         config.write_text(
             "version: 0.1\n"
             "log: {level: error, accesslog: {disabled: true}}\n"
             f"storage: {{filesystem: {{rootdirectory: {self.directory / 'data'}}}, delete: {{enabled: true}}}}\n"
-            f"http: {{addr: '{self.host}', secret: test}}\n{auth}"
+            f"http: {{addr: '{self.host}', secret: test{tls}}}\n{auth}"
         )
         with (self.directory / "registry.log").open("ab") as log:
             self._process = subprocess.Popen([binary, "serve", str(config)], stdout=log, stderr=log)
@@ -65,6 +79,8 @@ class Registry:
                 return True
         except urllib.error.HTTPError as error:
             return bool(error.code == 401)
+        except urllib.error.URLError as error:
+            return isinstance(error.reason, ssl.SSLError)
         except OSError:
             return False
 
@@ -76,9 +92,15 @@ class Registry:
 
 
 @contextmanager
-def running(directory: Path, *, htpasswd: Path | None = None) -> Iterator[Registry]:
+def running(
+    directory: Path,
+    *,
+    htpasswd: Path | None = None,
+    tls: tuple[Path, Path] | None = None,
+    clients: Path | None = None,
+) -> Iterator[Registry]:
     """A registry for the length of a block."""
-    registry = Registry(directory, htpasswd=htpasswd)
+    registry = Registry(directory, htpasswd=htpasswd, tls=tls, clients=clients)
     registry.start()
     try:
         yield registry

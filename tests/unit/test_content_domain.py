@@ -161,23 +161,23 @@ def test_challenge_parameters_may_be_quoted_or_not() -> None:
     }  # fmt: skip
 
 
-def test_credentials_come_from_dockers_configuration_and_stay_out_of_sight(tmp_path: object) -> None:
+async def test_credentials_come_from_dockers_configuration_and_stay_out_of_sight(tmp_path: object) -> None:
     from pathlib import Path
 
     path = Path(str(tmp_path)) / "config.json"
     path.write_text(
         json.dumps({"auths": {"r.example": {"auth": "dTpzZWNyZXQ="}, "https://t.example/": {"identitytoken": "tok"}}})
     )
-    found = credentials.find("r.example", path)
+    found = await credentials.find("r.example", path)
     assert found is not None
     assert (found.user, found.password) == ("u", "secret")
     assert "secret" not in repr(found)
-    token = credentials.find("t.example", path)
+    token = await credentials.find("t.example", path)
     assert token is not None
     assert token.identity_token == "tok"
-    assert credentials.find("other.example", path) is None
+    assert await credentials.find("other.example", path) is None
     path.write_text("not json")
-    assert credentials.find("r.example", path) is None
+    assert await credentials.find("r.example", path) is None
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:

@@ -14,6 +14,11 @@ PLATFORM = typer.Option(help="As linux/arm64 or linux/arm/v7; else this node's o
 PLAIN_HTTP = typer.Option(
     "--plain-http", help="Speak HTTP without TLS; registries on loopback are spoken to so by themselves."
 )
+USER = typer.Option(
+    "--user",
+    help="NAME or NAME:PASSWORD for the registry, instead of the node's own; a password left out is asked for.",
+    show_default=False,
+)
 
 
 @app.command()
@@ -23,17 +28,21 @@ async def pull(
     image: Annotated[str, typer.Argument(help="A reference, as busybox or registry.example/team/app:v1.")],
     platform: Annotated[str, PLATFORM] = "",
     plain_http: Annotated[bool, PLAIN_HTTP] = False,
+    user: Annotated[str, USER] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Pull an image from its registry and unpack it."""
     from shoal_bus.api import content
 
+    from shoal_cli.credential import sealed
     from shoal_cli.output import print_json
     from shoal_cli.pull import pull as pull_image
     from shoal_cli.reference import normalise
 
-    request = content.PullImage(name=normalise(image), platform=platform, plain_http=plain_http)
+    name = normalise(image)
     async with target.client() as client:
+        credential = await sealed(client, user, name)
+        request = content.PullImage(name=name, platform=platform, plain_http=plain_http, credential=credential)
         pulled = await pull_image(client, request, quiet=quiet or target.json)
     if target.json:
         print_json(pulled)

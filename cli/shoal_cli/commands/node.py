@@ -28,6 +28,10 @@ def up(
             envvar="SHOAL_NATS_URL", help="A bus of your own, instead of one on loopback.", show_default=False
         ),
     ] = "",
+    registry_config: Annotated[
+        Path | None,
+        typer.Option(help="The directory of the hosts.toml files.", show_default="/etc/shoal/certs.d"),
+    ] = None,
     stop_containers: Annotated[
         bool, typer.Option("--stop-containers", help="At the end, stop all containers, which else run on.")
     ] = False,
@@ -39,7 +43,8 @@ def up(
     from shoal_cli.up.node import up as run_up
 
     level = "warning" if quiet else _level(log_level)
-    run_up(UpOptions(node, root, state, runtime, nats_url, stop_containers, level))
+    arguments = {"content": ("--registry-config", str(registry_config.absolute()))} if registry_config else {}
+    run_up(UpOptions(node, root, state, runtime, nats_url, stop_containers, level, arguments))
 
 
 @app.command()

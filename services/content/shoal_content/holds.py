@@ -17,7 +17,8 @@ from shoal_content import reference
 from shoal_content.collect import want
 from shoal_content.ingests import Ingests
 from shoal_content.leasing import attach
-from shoal_content.referring import label_source, label_tree
+from shoal_content.referring import label_tree
+from shoal_content.registry import sources
 from shoal_content.store import Store
 from shoal_content.tree import Trees
 
@@ -60,7 +61,7 @@ class Holds:
         tree = self.hand_over(tx, pull, namespace, image, lease)
         held = tx.execute("SELECT key FROM holds WHERE pull = ? AND snapshotter = ''", (pull,)).fetchall()
         with suppress(InvalidArgument):  # a name that is no reference: it came from nowhere
-            label_source(tx, namespace, tree.intersection(row["key"] for row in held), reference.parse(image))
+            sources.remember(tx, namespace, tree.intersection(row["key"] for row in held), reference.parse(image))
         self.end(tx, pull)
 
     def hand_over(self, tx: Transaction, pull: str, namespace: str, image: str, lease: str = "") -> set[str]:

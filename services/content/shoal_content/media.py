@@ -119,6 +119,17 @@ def read_config(data: bytes) -> Config:
     return Config(_platform(document), checked, document)
 
 
+def children(media_type: str, data: bytes) -> list[Descriptor]:
+    """What a document of this kind leads to: an index its manifests, a manifest its configuration and layers."""
+    if media_type in INDEXES:
+        return [_descriptor(one) for one in _list(_load(data, "index"), "manifests", MAX_MANIFESTS)]
+    if media_type in MANIFESTS:
+        document = _load(data, "manifest")
+        layers = [_descriptor(one) for one in _list(document, "layers", MAX_LAYERS)]
+        return [_descriptor(document.get("config")), *layers]
+    return []
+
+
 def references(data: bytes) -> list[str]:
     """The digests of what a document leads to: manifests, configuration and layers, as far as they are legible.
 
@@ -136,6 +147,19 @@ def references(data: bytes) -> list[str]:
         found += value[:MAX_REFERENCES] if isinstance(value, list) else []
     digests = [one.get("digest") for one in found if isinstance(one, dict)]
     return list(dict.fromkeys(one for one in digests if isinstance(one, str) and is_digest(one)))
+
+
+def entries(data: bytes) -> list[dict[str, Any]]:
+    """The entries of an index as it has them."""
+    found = _list(_load(data, "index"), "manifests", MAX_MANIFESTS)
+    if not all(isinstance(entry, dict) for entry in found):
+        raise FailedPrecondition("a descriptor isn't a JSON object")
+    return found
+
+
+def descriptor(entry: Any) -> Descriptor:
+    """A descriptor as JSON has it."""
+    return _descriptor(entry)
 
 
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:

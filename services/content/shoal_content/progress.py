@@ -50,6 +50,11 @@ class Progress:
             self._told.state = "unpacking"
         self._report(self._told)
 
+    def waiting(self, told: str) -> None:
+        """What the registry has us wait for; empty once it is over."""
+        self._told.waiting = told
+        self._report(self._told)
+
     def done(self) -> None:
         """All of it is there."""
         self._told.state, self._told.rate = "done", 0.0

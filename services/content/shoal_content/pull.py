@@ -27,7 +27,7 @@ from shoal_content.holds import Holds
 from shoal_content.images import Images
 from shoal_content.progress import Progress
 from shoal_content.reference import Reference
-from shoal_content.registry.http import HttpResolver
+from shoal_content.registry.registries import Registries
 from shoal_content.registry.resolver import Resolver
 from shoal_content.store import Store
 from shoal_content.tree import check, choose_manifest
@@ -47,7 +47,9 @@ class Pulls:
         fetcher: Fetcher,
         following: Following,
         collector: Collector,
+        registries: Registries,
     ) -> None:
+        self.registries = registries
         self.db, self.store, self.images, self.holds = database, store, images, holds
         self.fetcher, self.following, self.collector = fetcher, following, collector
 
@@ -55,10 +57,14 @@ class Pulls:
         """Fetches an image, verifies and unpacks it."""
         wanted = reference.parse(request.name)
         platforms.wanted(request.platform)  # one that can't be read is refused before anything is asked for
+        progress = Progress(str(wanted), ctx.progress)
+        resolver = self.registries.resolver(
+            wanted, plain_http=request.plain_http, sealed=request.credential, waiting=progress.waiting
+        )
         nonce = self.holds.begin(ctx.id, ctx.namespace, str(wanted), ctx.lease)
         try:
-            async with HttpResolver(wanted, plain_http=request.plain_http) as resolver:
-                return await _Pull(self, ctx, request, wanted, resolver, nonce).run()
+            async with resolver:
+                return await _Pull(self, ctx, request, wanted, resolver, nonce, progress).run()
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and ctx.draining.is_set():
                 raise  # the next copy goes on where this one stopped
@@ -85,11 +91,12 @@ class _Pull:
     """One pull."""
 
     def __init__(
-        self, pulls: Pulls, ctx: Context, request: PullImage, wanted: Reference, resolver: Resolver, nonce: str
-    ) -> None:
+        self, pulls: Pulls, ctx: Context, request: PullImage, wanted: Reference, resolver: Resolver, nonce: str,
+        progress: Progress,
+    ) -> None:  # fmt: skip
         self._pulls, self._ctx, self._request = pulls, ctx, request
         self._wanted, self._resolver, self._nonce = wanted, resolver, nonce
-        self._progress = Progress(str(wanted), ctx.progress)
+        self._progress = progress
         self._slots = asyncio.Semaphore(request.max_concurrent_downloads)
 
     async def run(self) -> Image:

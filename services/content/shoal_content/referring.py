@@ -17,12 +17,10 @@ from shoal_bus.types import Labels, is_digest
 
 from shoal_content import media
 from shoal_content.labels import dump, load
-from shoal_content.reference import Reference
 from shoal_content.store import Store
 
 CONTENT = f"{REFERENCE}content."
 SNAPSHOT = f"{REFERENCE}snapshot."
-SOURCE = "containerd.io/distribution.source."
 
 
 def label_tree(
@@ -58,18 +56,6 @@ def _snapshots(data: bytes, unpacked: Iterable[tuple[str, str]]) -> Labels:
     except ShoalError:
         return {}
     return {f"{SNAPSHOT}{name}": key for name, key in unpacked if chain and key == chain[-1]}
-
-
-def label_source(tx: Transaction, namespace: str, digests: Iterable[str], source: Reference) -> None:
-    """Notes the repository that blobs came from, beside others of the same registry."""
-    key = f"{SOURCE}{source.domain}"
-    for digest in digests:
-        had = _labels(tx, namespace, digest)
-        if had is None:
-            continue
-        known = had.get(key, "").split(",") if had.get(key) else []
-        if source.path not in known:
-            _write(tx, namespace, digest, {**had, key: ",".join(sorted([*known, source.path]))})
 
 
 def add_labels(tx: Transaction, namespace: str, digest: str, labels: Labels) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+from pathlib import Path
 
 import structlog
 from shoal_bus.api import content as api
@@ -20,7 +22,10 @@ from shoal_content.layout import Layout
 from shoal_content.leases import Leases
 from shoal_content.namespaces import Namespaces
 from shoal_content.pull import Pulls
+from shoal_content.push import Pushes, destination
 from shoal_content.reconcile import reconcile, undo_dead_pulls
+from shoal_content.registry.hosts import DEFAULT_DIRECTORY
+from shoal_content.registry.registries import Registries
 from shoal_content.resolve import Resolving
 from shoal_content.schema import MIGRATIONS
 from shoal_content.scrub import Scrub
@@ -30,6 +35,13 @@ from shoal_content.tree import Trees
 log = structlog.get_logger(__name__)
 
 _SWEEP_SECONDS = 20.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What this service may be told beside what each of them is."""
+    parser.add_argument(
+        "--registry-config", type=Path, default=DEFAULT_DIRECTORY, help="the directory of the hosts.toml files"
+    )
 
 
 async def setup(process: Process) -> None:
@@ -50,7 +62,9 @@ async def setup(process: Process) -> None:
     holds = Holds(database, store, ingests, trees)
     fetcher = Fetcher(database, store, ingests, holds, process.locks)
     following = Following(database, layout)
-    pulls = Pulls(database, store, images, holds, fetcher, following, collector)
+    registries = Registries(process.args.registry_config, process.root / "registry.key")
+    pulls = Pulls(database, store, images, holds, fetcher, following, collector, registries)
+    pushes = Pushes(database, store, images, holds, registries)
     namespaces = Namespaces(database)
 
     service.handle(api.BLOB_INFO, store.info)
@@ -75,6 +89,9 @@ async def setup(process: Process) -> None:
     service.handle(api.IMAGE_RESOLVE, resolving.resolve)
     # Not the image's own lock: whoever deletes it meanwhile needn't wait for the end of a pull.
     service.operate(api.IMAGE_PULL, pulls.pull, undo=pulls.undo, lock=lambda r: f"pull/{reference.parse(r.name)}")
+    service.operate(api.IMAGE_PUSH, pushes.push, undo=pushes.undo, lock=lambda r: f"push/{destination(r)}")
+    service.handle(api.REGISTRY_KEY, registries.key)
+    service.stream(api.REFERRER_LIST, registries.referrers)
     service.handle(api.LEASE_CREATE, leases.create, lock=lambda r: f"lease/{r.id}")
     service.handle(api.LEASE_DELETE, leases.delete, lock=lambda r: f"lease/{r.id}")
     service.handle(api.LEASE_GET, leases.get)

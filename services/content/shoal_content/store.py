@@ -136,6 +136,11 @@ class Store:
             )
         return row
 
+    def labels(self, namespace: str, digest: str) -> Labels:
+        """A blob's labels in a namespace; none where it isn't seen."""
+        row = self._find(namespace, digest)
+        return load(row["labels"]) if row is not None else {}
+
     def open(self, namespace: str, digest: str) -> bytes:
         """All of a small blob. NOT_FOUND where the namespace doesn't see it; DATA_LOSS."""
         self.sound(namespace, digest)

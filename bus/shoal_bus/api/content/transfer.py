@@ -21,6 +21,8 @@ class PullImage(Request):
     """Where the layers are unpacked to; empty only fetches."""
     plain_http: bool = False
     """Speak HTTP without TLS; loopback registries are spoken to so by themselves."""
+    credential: bytes = Field(default=b"", max_length=65536, repr=False)
+    """One's own credential for the registry (`seal_credential`); empty: the node's."""
     labels: Labels = {}
     max_concurrent_downloads: int = Field(default=3, ge=1, le=32)
 
@@ -41,6 +43,8 @@ class PullProgress(Message):
     bytes_total: int = 0
     rate: float = 0.0
     """Bytes a second, as they came during the last seconds."""
+    waiting: str = ""
+    """What the registry has us wait for; empty while it doesn't."""
 
 
 IMAGE_PULL = OperationVerb(

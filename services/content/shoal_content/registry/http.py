@@ -1,101 +1,135 @@
-"""The OCI distribution specification v1.1 (pull), over HTTPS; plain HTTP for loopback, or where it was asked for.
+"""The OCI distribution specification v1.1, over HTTPS; plain HTTP for loopback, or where it was asked for.
 
-Redirects are followed, and take no credential to another host. What may pass (no connection, 429, 5xx) is tried again
-with growing pauses.
+A registry may be several hosts (`hosts`): mirrors, and the registry itself, asked in their order. Another one is asked
+where one has nothing, refuses, or isn't there; bytes of a wrong digest are an error whoever served them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
-import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import structlog
-from shoal_bus.errors import (
-    DataLoss,
-    FailedPrecondition,
-    NotFound,
-    PermissionDenied,
-    ShoalError,
-    Unauthenticated,
-    Unavailable,
-)
+from shoal_bus.errors import DataLoss, FailedPrecondition, NotFound, ShoalError
 from shoal_bus.types import Descriptor
 from yarl import URL
 
 from shoal_content import media
 from shoal_content.layout import digest_of
-from shoal_content.reference import DEFAULT_DOMAIN, Reference
-from shoal_content.registry import credentials
-from shoal_content.registry.auth import Authorizer, login
-from shoal_content.registry.resolver import Body, Interrupted, Resolver
+from shoal_content.reference import Reference
+from shoal_content.registry import credentials, referrers
+from shoal_content.registry import headers as said
+from shoal_content.registry.auth import Authorizer
+from shoal_content.registry.credentials import Credential
+from shoal_content.registry.hosts import DEFAULT_DIRECTORY, PULL, PUSH, RESOLVE, Host, hosts_of
+from shoal_content.registry.resolver import Body, Interrupted, Referrer, Resolver, Source
+from shoal_content.registry.tokens import Scopes, Tokens
+from shoal_content.registry.transport import (
+    CHUNK,
+    Patience,
+    Payload,
+    Refused,
+    Transport,
+    Waiting,
+    pause,
+)
+from shoal_content.registry.upload import Upload, abandon
 
 log = structlog.get_logger(__name__)
 
-_DOCKER_HUB = "registry-1.docker.io"
+T = TypeVar("T")
+
 _ACCEPT = ", ".join([*sorted(media.INDEXES), *sorted(media.MANIFESTS), "*/*;q=0.1"])
-_ATTEMPTS = 4
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
-_REDIRECTS = 10
-_CHUNK = 1 << 20
-_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=15, sock_connect=10, sock_read=30)
-_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+_TRIES_OF_A_MIRROR = 2
+_MOST_PAGES = 64
+_FOUND = frozenset({200})
 
 
 class HttpResolver(Resolver):
-    """One registry, for one pull."""
+    """One repository of one registry, for one pull; with `push`, for one push.
 
-    def __init__(self, reference: Reference, *, plain_http: bool = False) -> None:
-        host = _DOCKER_HUB if reference.domain == DEFAULT_DOMAIN else reference.domain
-        scheme = "http" if plain_http or _is_loopback(host) else "https"
-        self._base = URL(f"{scheme}://{host}/v2/{reference.path}/", encoded=True)
-        self._reference = reference
-        self._session: aiohttp.ClientSession | None = None
-        self._authorizer: Authorizer | None = None
+    `directory` holds the `hosts.toml` files. `credential` is the caller's own: without it, the node's are used, which
+    go nowhere in the clear because a caller wants it so. `tokens` are kept between resolvers. `piece` is how many bytes
+    of a blob are sent at once; 0 for all of them. `waiting` is told what a registry has us wait for.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        *,
+        plain_http: bool = False,
+        push: bool = False,
+        directory: Path = DEFAULT_DIRECTORY,
+        credential: Credential | None = None,
+        tokens: Tokens | None = None,
+        patience: Patience | None = None,
+        piece: int = 0,
+        waiting: Waiting = lambda told: None,
+    ) -> None:
+        self._reference, self._plain_http, self._push = reference, plain_http, push
+        self._directory, self._credential = directory, credential
+        self._tokens = tokens if tokens is not None else Tokens()
+        self._patience, self._piece, self._waiting = patience or Patience(), piece, waiting
+        self._stack = AsyncExitStack()
+        self._transports: list[Transport] = []
+        self._begun: dict[str, URL] = {}
+        """Uploads that a registry has begun where it wouldn't mount, by digest."""
 
     async def __aenter__(self) -> Self:
-        credential = await asyncio.to_thread(credentials.find, self._reference.domain)
-        # Compressed layers stay as they are; the environment's netrc isn't for us.
-        self._session = aiohttp.ClientSession(
-            timeout=_TIMEOUT,
-            auto_decompress=False,
-            trust_env=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "shoal", "Accept-Encoding": "identity"},
-            read_bufsize=_CHUNK,
-        )
-        self._authorizer = Authorizer(self._session, self._base, self._reference.path, credential)
+        async with AsyncExitStack() as stack:
+            hosts = await asyncio.to_thread(hosts_of, self._reference, self._directory, plain_http=self._plain_http)
+            # Compressed layers stay as they are; the environment's netrc isn't for us.
+            session = await stack.enter_async_context(
+                aiohttp.ClientSession(
+                    auto_decompress=False,
+                    trust_env=False,
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    headers={"User-Agent": "shoal", "Accept-Encoding": "identity"},
+                    read_bufsize=CHUNK,
+                )
+            )
+            for host in hosts:
+                authorizer = Authorizer(session, host, await self._credential_for(host), self._tokens)
+                self._transports.append(
+                    Transport(session, host, self._reference.path, authorizer, self._patience, self._waiting)
+                )
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        try:
+            for place in self._begun.values():
+                await abandon(self._pusher, self._scopes(self._pusher), place)
+        finally:
+            await self._stack.aclose()
 
-    # ------------------------------------------------------------------------------------------------------- resolver
+    # ----------------------------------------------------------------------------------------------------------- read
 
     async def resolve(self, reference: Reference) -> tuple[Descriptor, bytes]:
         """What a reference names right now."""
-        data, said = await self._manifest(reference.selector, str(reference))
+        capability = PULL if reference.digest else RESOLVE
+        transport, data, media_type = await self._first(
+            capability, lambda one: self._manifest(one, reference.selector, str(reference))
+        )
         digest = digest_of(data, reference.digest.partition(":")[0] or "sha256")
         if reference.digest and digest != reference.digest:
-            raise DataLoss(f"{reference}: registry {self._host} served other bytes, whose digest is {digest}")
-        return Descriptor(media_type=media.kind_of(data, said), digest=digest, size=len(data)), data
+            raise DataLoss(f"{reference}: registry {transport.host} served other bytes, whose digest is {digest}")
+        return Descriptor(media_type=media.kind_of(data, media_type), digest=digest, size=len(data)), data
 
     async def manifest(self, reference: Reference, descriptor: Descriptor) -> bytes:
         """A manifest by digest."""
-        data, _ = await self._manifest(descriptor.digest, str(reference))
+        transport, data, _ = await self._first(PULL, lambda one: self._manifest(one, descriptor.digest, str(reference)))
         digest = digest_of(data, descriptor.digest.partition(":")[0])
         if digest != descriptor.digest or len(data) != descriptor.size:
             raise DataLoss(
-                f"{reference}: registry {self._host} served {len(data)} bytes of digest {digest} for manifest"
+                f"{reference}: registry {transport.host} served {len(data)} bytes of digest {digest} for manifest"
                 f" {descriptor.digest} of {descriptor.size} bytes"
             )
         return data
@@ -103,168 +137,230 @@ class HttpResolver(Resolver):
     @asynccontextmanager
     async def blob(self, reference: Reference, descriptor: Descriptor, offset: int = 0) -> AsyncIterator[Body]:
         """A blob from `offset` on, or from its beginning where the registry knows no ranges."""
-        headers = {"Accept": "application/octet-stream, */*"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
-        url = self._base / "blobs" / descriptor.digest
-        response = await self._get(url, headers, f"{reference}: blob {descriptor.digest}", passable=frozenset({416}))
+        what = f"{reference}: blob {descriptor.digest}"
+        transport, begins, response = await self._first(
+            PULL, lambda one: self._open(one, descriptor.digest, offset, what)
+        )
         try:
-            if response.status == 416:
-                raise Interrupted(f"registry {self._host} has no more than {offset} bytes")
-            yield Body(_offset_of(response, offset), self._chunks(response))
+            yield Body(begins, transport.read(response))
         finally:
             response.close()
 
+    async def referrers(self, reference: Reference, digest: str, artifact_type: str = "") -> list[Referrer]:
+        """What refers to a manifest: by the registry's own API, or by the tag schema where it has none."""
+
+        async def ask(transport: Transport) -> list[Referrer]:
+            try:
+                return await self._referrers(transport, str(reference), digest, artifact_type)
+            except (NotFound, Refused):
+                found = await self._tagged_referrers(transport, str(reference), digest)
+                return referrers.read(found, artifact_type) if found is not None else []
+
+        return await self._first(PULL, ask)
+
+    # ---------------------------------------------------------------------------------------------------------- write
+
+    async def exists(self, reference: Reference, descriptor: Descriptor, *, manifest: bool = False) -> bool:
+        """Asked for by HEAD."""
+        transport = self._pusher
+        url = transport.url("manifests" if manifest else "blobs", descriptor.digest)
+        headers = {"Accept": f"{descriptor.media_type}, {_ACCEPT}"} if manifest else {}
+        try:
+            await self._done(transport, "HEAD", url, f"{reference}: {descriptor.digest}", _FOUND, headers)
+        except NotFound:
+            return False
+        return True
+
+    async def mount(self, reference: Reference, descriptor: Descriptor, repository: str) -> bool:
+        """A registry that doesn't mount has begun an upload instead: the one that follows goes on with it."""
+        transport = self._pusher
+        source = transport.host.repository(repository)
+        query = {"mount": descriptor.digest, "from": source}
+        url = transport.url("blobs", "uploads", "", **query)
+        what = f"{reference}: blob {descriptor.digest}"
+        scopes = (*self._scopes(transport), f"repository:{source}:pull")
+        try:
+            response = await self._done(
+                transport, "POST", url, what, frozenset({201, 202}), {}, Payload.of(b""), scopes=scopes
+            )
+        except ShoalError as error:
+            log.debug("registry.not_mounted", digest=descriptor.digest, source=source, error=error.message)
+            return False
+        if response.status == 202:
+            self._begun[descriptor.digest] = transport.leads_to(url, response)
+        return response.status == 201
+
+    async def upload(
+        self,
+        reference: Reference,
+        descriptor: Descriptor,
+        source: Source,
+        report: Callable[[int], None] = lambda sent: None,
+    ) -> None:
+        """Sends a blob."""
+        transport = self._pusher
+        what = f"{reference}: blob {descriptor.digest}"
+        upload = Upload(transport, self._scopes(transport), what, descriptor, source, self._piece, report)
+        await upload.run(self._begun.pop(descriptor.digest, None))
+
+    async def put_manifest(self, reference: Reference, descriptor: Descriptor, data: bytes, tag: str = "") -> None:
+        """Stores a manifest; where the registry has no referrers API, its subject's tag names it then."""
+        transport = self._pusher
+        response = await self._put(transport, str(reference), tag or descriptor.digest, descriptor, data)
+        told = response.headers.get("Docker-Content-Digest", descriptor.digest)
+        if told != descriptor.digest and told.partition(":")[0] == descriptor.digest.partition(":")[0]:
+            raise DataLoss(f"{reference}: registry {transport.host} has kept other bytes than it was sent")
+        subject = referrers.subject_of(data)
+        if subject and "OCI-Subject" not in response.headers:
+            found = await self._tagged_referrers(transport, str(reference), subject)
+            index = referrers.with_referrer(found, descriptor, data)
+            if index is not None:
+                target = Descriptor(media_type=media.OCI_INDEX, digest=digest_of(index), size=len(index))
+                await self._put(transport, str(reference), referrers.tag_of(subject), target, index)
+
     # --------------------------------------------------------------------------------------------------------- within
 
+    async def _credential_for(self, host: Host) -> Credential | None:
+        if self._credential is not None and (host.server or not host.mirrors):
+            return self._credential
+        if not host.trusted:
+            return None
+        return await credentials.find(self._reference.domain if not host.mirrors else host.domain)
+
+    def _scopes(self, transport: Transport) -> Scopes:
+        return (f"repository:{transport.repository}:{'pull,push' if self._push else 'pull'}",)
+
+    def _able(self, capability: str) -> list[Transport]:
+        able = [one for one in self._transports if capability in one.host.capabilities]
+        if not able:
+            raise FailedPrecondition(
+                f"{self._reference}: no host of its registry may {capability}",
+                hint="see the hosts.toml of the registry",
+            )
+        return [one for one in able if not one.failed] or able
+
     @property
-    def _host(self) -> str:
-        """The registry as messages name it, always with its port."""
-        return f"{self._base.host}:{self._base.port}"
+    def _pusher(self) -> Transport:
+        """Whom images are pushed to: the first that may."""
+        return self._able(PUSH)[0]
 
-    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        try:
-            while data := await response.content.read(_CHUNK):
-                yield data
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            raise Interrupted(f"registry {self._host} broke off ({_reason(error)})") from None
+    async def _first(self, capability: str, ask: Callable[[Transport], Awaitable[T]]) -> T:
+        """The answer of the first host that has one; else what the last one said, which is the registry itself."""
+        able = self._able(capability)
+        for transport in able[:-1]:
+            try:
+                return await ask(transport)
+            except DataLoss:
+                raise
+            except ShoalError as error:
+                transport.failed = transport.failed or not isinstance(error, NotFound | Interrupted)
+                log.info("registry.asking_another", registry=str(transport.host), error=error.message)
+        return await ask(able[-1])
 
-    async def _manifest(self, selector: str, what: str) -> tuple[bytes, str]:
-        url = self._base / "manifests" / selector
+    async def _request(
+        self,
+        transport: Transport,
+        method: str,
+        url: URL,
+        what: str,
+        wanted: frozenset[int],
+        headers: dict[str, str],
+        payload: Payload | None = None,
+        *,
+        scopes: Scopes = (),
+    ) -> aiohttp.ClientResponse:
+        tries = 0 if self._push or transport.host.server else _TRIES_OF_A_MIRROR
+        return await transport.request(
+            method, url, what, scopes=scopes or self._scopes(transport), wanted=wanted, headers=headers,
+            payload=payload, tries=tries,
+        )  # fmt: skip
+
+    async def _done(self, *asked: Any, **options: Any) -> aiohttp.ClientResponse:
+        """`_request` for an answer whose headers are all that matters."""
+        response = await self._request(*asked, **options)
+        response.release()
+        return response
+
+    async def _open(
+        self, transport: Transport, digest: str, offset: int, what: str
+    ) -> tuple[Transport, int, aiohttp.ClientResponse]:
+        headers = {"Accept": "application/octet-stream, */*"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        url = transport.url("blobs", digest)
+        response = await self._request(transport, "GET", url, what, frozenset({200, 206, 416}), headers)
+        if response.status == 416:
+            response.close()
+            raise Interrupted(f"registry {transport.host} has no more than {offset} bytes")
+        begins = 0 if response.status == 200 else said.first_byte(response.headers.get("Content-Range", ""))
+        if begins is None or begins > offset:
+            response.close()
+            raise Interrupted(f"registry {transport.host} sent another range than it was asked for")
+        return transport, begins, response
+
+    async def _manifest(self, transport: Transport, selector: str, what: str) -> tuple[Transport, bytes, str]:
+        url = transport.url("manifests", selector)
+        data, response = await self._document(transport, url, what, {"Accept": _ACCEPT})
+        return transport, data, response.headers.get("Content-Type", "")
+
+    async def _document(
+        self, transport: Transport, url: URL, what: str, headers: dict[str, str]
+    ) -> tuple[bytes, aiohttp.ClientResponse]:
+        """A small body, whole."""
         attempt = 0
         while True:
-            response = await self._get(url, {"Accept": _ACCEPT}, what)
+            response = await self._request(transport, "GET", url, what, _FOUND, headers)
             try:
                 data = bytearray()
-                async for chunk in self._chunks(response):
+                async for chunk in transport.read(response):
                     data += chunk
                     if len(data) > media.MAX_MANIFEST_BYTES:
                         raise FailedPrecondition(f"{what}: its manifest has more than {media.MAX_MANIFEST_BYTES} bytes")
-                return bytes(data), response.headers.get("Content-Type", "")
+                return bytes(data), response
             except Interrupted:
                 attempt += 1
-                if attempt == _ATTEMPTS:
+                if attempt == self._patience.tries:
                     raise
             finally:
                 response.close()
-            await _pause(attempt)
+            await pause(attempt)
 
-    async def _get(
-        self, url: URL, headers: dict[str, str], what: str, *, passable: frozenset[int] = frozenset()
+    async def _put(
+        self, transport: Transport, what: str, selector: str, descriptor: Descriptor, data: bytes
     ) -> aiohttp.ClientResponse:
-        """A response with a body worth reading, whatever tries, tokens and redirects that takes."""
-        assert self._authorizer is not None
-        attempt = asked_again = 0
-        while True:
-            used, wait = self._authorizer.header, 0.0
+        url = transport.url("manifests", selector)
+        headers = {"Content-Type": descriptor.media_type}
+        return await self._done(
+            transport, "PUT", url, f"{what}: manifest {descriptor.digest}", frozenset({200, 201, 202, 204}), headers,
+            Payload.of(data),
+        )  # fmt: skip
+
+    async def _referrers(self, transport: Transport, what: str, digest: str, artifact_type: str) -> list[Referrer]:
+        url = transport.url("referrers", digest, **({"artifactType": artifact_type} if artifact_type else {}))
+        found: list[Referrer] = []
+        seen: set[str] = set()
+        while str(url) not in seen and len(seen) < _MOST_PAGES:
+            seen.add(str(url))
+            data, response = await self._document(transport, url, what, {"Accept": media.OCI_INDEX})
+            found += referrers.read(data, artifact_type)
+            if len(found) > referrers.MOST:
+                raise FailedPrecondition(f"{what}: more than {referrers.MOST} manifests refer to it")
+            following = said.next_page(response.headers.get("Link", ""))
+            if not following:
+                break
             try:
-                response = await self._follow(url, headers, used)
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                problem: ShoalError = Unavailable(
-                    f"{what}: registry {self._host} can't be reached ({_reason(error)})", hint=_hint(error)
-                )
-            else:
-                if response.status in (200, 206) or response.status in passable:
-                    return response
-                wait = _retry_after(response)
-                challenges = response.headers.getall("WWW-Authenticate", [])
-                response.close()
-                if response.status == 401 and asked_again < 2 and await self._authorizer.answer(challenges, used):
-                    asked_again += 1
-                    continue
-                problem = self._problem(response.status, what)
-                if response.status not in _PASSING:
-                    raise problem
-            attempt += 1
-            if attempt == _ATTEMPTS:
-                raise problem
-            log.debug("registry.retrying", registry=self._host, attempt=attempt, error=problem.message)
-            await _pause(attempt, wait)
+                url = said.target(url, following)
+            except ValueError as error:
+                raise FailedPrecondition(f"registry {transport.host}: its Link can't be followed: {error}") from None
+            if url.origin() != transport.host.url.origin():
+                raise FailedPrecondition(f"registry {transport.host}: its Link leads to another registry")
+        return found
 
-    async def _follow(self, url: URL, headers: dict[str, str], authorization: str) -> aiohttp.ClientResponse:
-        assert self._session is not None
-        for _ in range(_REDIRECTS):
-            mine = url.origin() == self._base.origin()
-            sent = headers | ({"Authorization": authorization} if mine and authorization else {})
-            response = await self._session.get(url, headers=sent, allow_redirects=False)
-            if response.status not in (301, 302, 303, 307, 308):
-                return response
-            location = response.headers.get("Location", "")
-            response.close()
-            # A signed URL must stay as it is, letter by letter.
-            target = url.join(URL(location, encoded=True))
-            if target.scheme not in ("http", "https") or (url.scheme == "https" and target.scheme == "http"):
-                raise FailedPrecondition(f"registry {self._host}: redirects from {url.scheme} to {target.scheme}")
-            url = target
-        raise FailedPrecondition(f"registry {self._host}: redirects more than {_REDIRECTS} times")
-
-    def _problem(self, status: int, what: str) -> ShoalError:
-        match status:
-            case 401:
-                return Unauthenticated(f"{what}: registry {self._host} asks who you are", hint=login(self._host))
-            case 403:
-                return PermissionDenied(
-                    f"{what}: registry {self._host} forbids it", hint="ask for the right to pull, or log in"
-                )
-            case 404:
-                return NotFound(f"{what}: not found in registry {self._host}", hint="is its name spelt right?")
-            case 429:
-                return Unavailable(
-                    f"{what}: registry {self._host} has had too many requests", hint="try again later, or log in"
-                )
-            case _:
-                return Unavailable(f"{what}: registry {self._host} answered {status}", hint="try again later")
-
-
-def _is_loopback(host: str) -> bool:
-    name = URL(f"http://{host}").host or ""
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def _offset_of(response: aiohttp.ClientResponse, asked: int) -> int:
-    """Where a body begins: 206 says so in its Content-Range (RFC 9110, 14.4), 200 is the whole."""
-    if response.status != 206:
-        return 0
-    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
-    first = rest.partition("-")[0]
-    if unit != "bytes" or not first.isdigit() or int(first) > asked:
-        raise Interrupted(f"registry {response.url.host} sent another range than it was asked for")
-    return int(first)
-
-
-def _reason(error: BaseException) -> str:
-    """What the operating system or the library says, in a few words."""
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "its certificate isn't trusted"
-    if isinstance(error, aiohttp.ClientSSLError):
-        return "TLS failed"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its name isn't known"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        error = error.os_error
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return type(error).__name__
-
-
-def _hint(error: BaseException) -> str:
-    if isinstance(error, aiohttp.ClientSSLError):
-        return "if it has no TLS, ask for --plain-http"
-    return "is it up, and is its name spelt right?"
-
-
-def _retry_after(response: aiohttp.ClientResponse) -> float:
-    value = response.headers.get("Retry-After", "")
-    return min(float(value), _LONGEST_PAUSE) if value.isdigit() else 0.0
-
-
-async def _pause(attempt: int, at_least: float = 0.0) -> None:
-    pause = min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
-    await asyncio.sleep(max(at_least, pause * random.uniform(0.75, 1.25)))  # noqa: S311 (it only spreads retries)
+    async def _tagged_referrers(self, transport: Transport, what: str, digest: str) -> bytes | None:
+        """The index under a subject's referrers tag, if there is one (distribution-spec, "Referrers Tag Schema")."""
+        url = transport.url("manifests", referrers.tag_of(digest))
+        try:
+            data, _ = await self._document(transport, url, what, {"Accept": media.OCI_INDEX})
+        except NotFound:
+            return None
+        return data

@@ -1,0 +1,264 @@
+"""Where a registry's images are gotten from and pushed to: containerd's `hosts.toml` (docs/hosts.md of containerd).
+
+For `registry.example:5000` the first of these that is there, in the directory given by `--registry-config`:
+`registry.example_5000_/hosts.toml`, `registry.example:5000/hosts.toml`, `_default/hosts.toml`.
+
+    server = "https://registry.example:5000"       # the last one asked; else the registry's own name, over TLS
+
+    [host."https://mirror.example"]                # asked before it, in the order of the file
+    capabilities = ["pull", "resolve"]             # "push" besides; all three if left out
+    ca = "mirror.pem"                              # or a list; paths are relative to this directory
+    client = [["client.pem", "client.key"]]        # or one file that holds both
+    skip_verify = false
+    dial_timeout = "15s"
+    override_path = false                          # true: the URL's path already is what stands for /v2
+    [host."https://mirror.example".header]
+    x-team = "blue"
+    [host."https://mirror.example".rewrite]        # shoal's own, as k3s has it: what the repository is called there
+    "^library/(.*)$" = "hub/$1"
+
+The keys under a host are good for the server, too, at the top of the file. A mirror is told whose images are wanted by
+`?ns=<registry>`. The files are read anew for each pull and push.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import ssl
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from shoal_bus.errors import FailedPrecondition
+from yarl import URL
+
+from shoal_content.reference import DEFAULT_DOMAIN, Reference, is_repository
+
+DEFAULT_DIRECTORY = Path("/etc/shoal/certs.d")
+PULL, RESOLVE, PUSH = "pull", "resolve", "push"
+ALL = frozenset({PULL, RESOLVE, PUSH})
+_DOCKER_HUB = "registry-1.docker.io"
+_MAX_BYTES = 1 << 20
+_KNOWN = frozenset(
+    {"capabilities", "ca", "client", "skip_verify", "header", "override_path", "rewrite", "dial_timeout"}
+)
+_DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m)")
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+@dataclass(frozen=True)
+class Host:
+    """One place that answers for a registry."""
+
+    url: URL
+    """Up to and with `/v2`, or what stands for it; without a slash at its end."""
+    capabilities: frozenset[str] = ALL
+    headers: tuple[tuple[str, str], ...] = ()
+    rewrites: tuple[tuple[re.Pattern[str], str], ...] = ()
+    mirrors: str = ""
+    """The registry whose images it has; empty for the registry itself."""
+    server: bool = False
+    """It stands for the registry: what a caller may know it by is given to it."""
+    connect_seconds: float = 15.0
+    given: bool = True
+    """That it is spoken to as it is (without TLS, for one) is the node's own word, or goes without saying."""
+    tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
+    """For this host alone; None where the system's is good."""
+    tls_elsewhere: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
+    """For where it redirects to: its CA, and neither its client certificate nor its `skip_verify`."""
+
+    def __str__(self) -> str:
+        return f"{self.url.host}:{self.url.port}"
+
+    @property
+    def domain(self) -> str:
+        """What its credentials are found under."""
+        return self.url.authority if self.url.explicit_port else self.url.host or ""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the node's own credentials may be sent there."""
+        return self.given or self.url.scheme == "https" or is_loopback(self.url.host or "")
+
+    def repository(self, path: str) -> str:
+        """What a repository is called there."""
+        for pattern, replacement in self.rewrites:
+            found = pattern.search(path)
+            if found is not None:
+                try:
+                    renamed = path[: found.start()] + found.expand(replacement) + path[found.end() :]
+                except (re.error, IndexError):  # of a group that the pattern doesn't have
+                    renamed = ""
+                if not is_repository(renamed):
+                    raise FailedPrecondition(
+                        f"registry {self}: repository {path} is rewritten to {renamed!r}, which is none",
+                        hint="mend the rewrite of its hosts.toml",
+                    )
+                return renamed
+        return path
+
+    def tls_for(self, url: URL) -> ssl.SSLContext | bool:
+        """What a connection to `url` is secured with, on this host's behalf."""
+        mine = url.origin() == self.url.origin()
+        return (self.tls if mine else self.tls_elsewhere) or True
+
+
+def hosts_of(reference: Reference, directory: Path, *, plain_http: bool = False) -> list[Host]:
+    """The hosts to ask for a reference's registry, in their order. FAILED_PRECONDITION for a file that makes no sense.
+
+    Reads files, and certificates: not for the event loop's thread.
+    """
+    own = _own(reference.domain, plain_http=plain_http)
+    place = _place(directory, reference.domain)
+    if place is None:
+        return [own]
+    try:
+        return _read(place, reference.domain, own)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
+        problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise FailedPrecondition(f"{place}: {problem}", hint="see hosts.toml in containerd's documentation") from None
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host's name or address stands for this machine."""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _own(domain: str, *, plain_http: bool) -> Host:
+    name = _DOCKER_HUB if domain == DEFAULT_DOMAIN else domain
+    try:
+        url = URL(f"https://{name}/v2", encoded=True)
+        loopback = is_loopback(url.host or "")
+        sensible = bool(url.host and url.port)
+    except ValueError:
+        sensible = False
+    if not sensible:
+        raise FailedPrecondition(f"registry {domain[:255]}: not a host and a port")
+    if not (plain_http or loopback):
+        return Host(url, server=True)
+    return Host(URL(f"http://{name}/v2", encoded=True), given=not plain_http, server=True)
+
+
+def _place(directory: Path, domain: str) -> Path | None:
+    name, colon, port = domain.rpartition(":")
+    names = [f"{name}_{port}_"] if colon and port.isdigit() else []
+    for one in [*names, domain, "_default"]:
+        place = directory / one / "hosts.toml"
+        if place.is_file():
+            return place
+    return None
+
+
+def _read(place: Path, domain: str, own: Host) -> list[Host]:
+    with place.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"more than {_MAX_BYTES} bytes")
+    document = tomllib.loads(data.decode())
+    found = []
+    for name, table in _table(document.pop("host", {}), "host").items():
+        found.append(_host(place.parent, name, _table(table, f"host.{name}"), domain, own))
+    server = document.pop("server", "")
+    if not isinstance(server, str):
+        raise ValueError("server: must be text")
+    if server:
+        last = _host(place.parent, server, document, domain, own)
+    else:
+        last = _configured(own, place.parent, document, "the server's keys")
+    return [*found, replace(last, server=True)]
+
+
+def _host(directory: Path, name: str, table: Mapping[str, Any], domain: str, own: Host) -> Host:
+    url = URL(name if "://" in name else f"https://{name}", encoded=True)
+    if url.scheme not in ("http", "https") or not url.host or not url.port or url.query_string or url.user is not None:
+        raise ValueError(f"{name[:200]!r}: not the URL of a registry")
+    path = url.path.rstrip("/")
+    if not table.get("override_path") and not path.endswith("/v2"):
+        path += "/v2"
+    is_own = (url.host, url.explicit_port) == (own.url.host, own.url.explicit_port)
+    host = Host(url.with_path(path, encoded=True), mirrors="" if is_own else domain)
+    return _configured(host, directory, table, name)
+
+
+def _configured(host: Host, directory: Path, table: Mapping[str, Any], name: str) -> Host:
+    unknown = sorted(set(table) - _KNOWN)
+    if unknown:
+        raise ValueError(f"{name}: {unknown[0]!r} isn't known")
+    capabilities = ALL if "capabilities" not in table else frozenset(_texts(table["capabilities"], "capabilities"))
+    rewrites = tuple(
+        (re.compile(pattern), re.sub(r"\$(?:(\w+)|\{(\w+)\})", r"\\g<\1\2>", str(replacement).replace("\\", "\\\\")))
+        for pattern, replacement in _table(table.get("rewrite", {}), "rewrite").items()
+    )
+    headers = tuple(
+        (key, value)
+        for key, values in _table(table.get("header", {}), "header").items()
+        for value in _texts(values, f"header.{key}")
+    )
+    for key, value in headers:
+        if not _HEADER.fullmatch(key) or not value.isprintable():
+            raise ValueError(f"header {key!r}: can't be sent")
+    tls, elsewhere = _tls(directory, table)
+    return replace(
+        host, capabilities=capabilities, headers=headers, rewrites=rewrites, tls=tls, tls_elsewhere=elsewhere,
+        connect_seconds=_seconds(table.get("dial_timeout", "15s")),
+    )  # fmt: skip
+
+
+def _tls(directory: Path, table: Mapping[str, Any]) -> tuple[ssl.SSLContext | None, ssl.SSLContext | None]:
+    skip = table.get("skip_verify", False)
+    if not isinstance(skip, bool):
+        raise ValueError("skip_verify: must be true or false")
+    authorities = [directory / one for one in _texts(table.get("ca", []), "ca")]
+    pairs = _pairs(directory, table.get("client", []))
+    if not authorities and not pairs and not skip:
+        return None, None
+    mine, elsewhere = ssl.create_default_context(), ssl.create_default_context() if authorities else None
+    for authority in authorities:
+        for context in (mine, elsewhere):
+            if context is not None:
+                context.load_verify_locations(authority)
+    for certificate, key in pairs:
+        mine.load_cert_chain(certificate, key)
+    if skip:
+        mine.check_hostname, mine.verify_mode = False, ssl.CERT_NONE
+    return mine, elsewhere
+
+
+def _pairs(directory: Path, value: Any) -> list[tuple[Path, Path | None]]:
+    """Client certificates with their keys: `"both"`, `["both", …]`, or `[["certificate", "key"], …]`."""
+    found: list[tuple[Path, Path | None]] = []
+    for entry in [value] if isinstance(value, str) else value:
+        names = _texts(entry, "client")
+        if not 1 <= len(names) <= 2:
+            raise ValueError("client: must be files, or pairs of a certificate and its key")
+        key = directory / names[1] if len(names) == 2 and names[1] else None
+        found.append((directory / names[0], key))
+    return found
+
+
+def _seconds(duration: Any) -> float:
+    found = _DURATION.fullmatch(duration) if isinstance(duration, str) else None
+    if found is None:
+        raise ValueError("dial_timeout: must be a duration, as 10s")
+    return max(0.001, float(found[1]) * {"ms": 0.001, "s": 1, "m": 60}[found[2]])
+
+
+def _texts(value: Any, what: str) -> list[str]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+        raise ValueError(f"{what}: must be text, or a list of texts")
+    return values
+
+
+def _table(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what}: must be a table")
+    return value
