@@ -9,7 +9,7 @@ that makes them superfluous, and removed afterwards, top first, as often as it t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import structlog
 from shoal_bus.api import snapshot as snapshots
@@ -43,6 +43,10 @@ class Collector:
         """Hides from a namespace what only an image that it no longer has led to."""
         self.collect_blobs(tx, namespace, self._trees.reachable(target))
 
+    def reachable(self, target: Descriptor) -> Iterator[str]:
+        """The digests of all blobs that a target leads to, itself first."""
+        return self._trees.reachable(target)
+
     def collect_blobs(self, tx: Transaction, namespace: str, digests: Iterable[str]) -> None:
         """Hides those blobs that nothing of the namespace needs."""
         needed = self._needed(tx, namespace)
@@ -58,6 +62,15 @@ class Collector:
         ).fetchall()
         for row in rows:
             self.doom(tx, namespace, row["snapshotter"], row["chain_id"], row["depth"])
+
+    @staticmethod
+    def share_unpacked(tx: Transaction, namespace: str, image: str, other: str) -> None:
+        """What an image's layers are unpacked to is another name's, too."""
+        tx.execute(
+            "INSERT OR IGNORE INTO unpacked SELECT namespace, ?, snapshotter, chain_id, depth FROM unpacked"
+            " WHERE namespace = ? AND image = ?",
+            (other, namespace, image),
+        )
 
     def doom(
         self, tx: Transaction, namespace: str, snapshotter: str, chain_id: str, depth: int, *, again: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 
 from shoal_bus.database import Database, Transaction
 
@@ -41,12 +42,30 @@ class Holds:
 
     def succeed(self, tx: Transaction, pull: str, namespace: str, image: str) -> None:
         """Hands what a pull held over to the image that it has just made."""
+        self.hand_over(tx, pull, namespace, image)
+        self.end(tx, pull)
+
+    def hand_over(
+        self, tx: Transaction, pull: str, namespace: str, image: str, chain: Collection[str] | None = None
+    ) -> None:
+        """Gives an image the snapshots that a pull holds, or those of `chain` alone, instead of those it had."""
         self._collector.forget_unpacked(tx, namespace, image)  # this pull still holds its own
-        tx.execute(
-            "INSERT INTO unpacked SELECT namespace, ?, snapshotter, key, depth FROM holds"
-            " WHERE pull = ? AND snapshotter != ''",
-            (image, pull),
-        )
+        self.add_unpacked(tx, pull, namespace, image, chain)
+
+    def add_unpacked(
+        self, tx: Transaction, pull: str, namespace: str, image: str, chain: Collection[str] | None = None
+    ) -> None:
+        """Gives an image the snapshots that a pull holds, or those of `chain` alone, besides those it has."""
+        held = tx.execute("SELECT snapshotter, key, depth FROM holds WHERE pull = ? AND snapshotter != ''", (pull,))
+        for row in held.fetchall():
+            if chain is None or row["key"] in chain:
+                tx.execute(
+                    "INSERT OR IGNORE INTO unpacked VALUES (?, ?, ?, ?, ?)",
+                    (namespace, image, row["snapshotter"], row["key"], row["depth"]),
+                )
+
+    def end(self, tx: Transaction, pull: str) -> None:
+        """A pull that came to its good end holds nothing any more."""
         tx.execute("DELETE FROM holds WHERE pull = ?", (pull,))
         self._ingests.drop_of(tx, pull)
         tx.execute("DELETE FROM pulls WHERE id = ?", (pull,))
@@ -78,3 +97,7 @@ class Holds:
         """Pulls whose request is no longer begun: nobody will finish or undo them."""
         rows = self._db.read("SELECT id FROM pulls WHERE id NOT IN (SELECT id FROM requests WHERE state = 'begun')")
         return [row["id"] for row in rows]
+
+    def under_way(self) -> list[str]:
+        """The pulls that have neither come to an end nor been undone."""
+        return [row["id"] for row in self._db.read("SELECT id FROM pulls")]

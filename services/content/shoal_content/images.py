@@ -17,6 +17,7 @@ from shoal_bus.api.content import (
     ImageEvent,
     ImageRequest,
     ListImages,
+    TagImage,
     UpdateImage,
 )
 from shoal_bus.context import Context
@@ -85,6 +86,23 @@ class Images:
         await self._collector.finish(ctx.client)
         return image
 
+    async def tag(self, ctx: Context, request: TagImage) -> Image:
+        """A further name for what an image names, and for its snapshots."""
+        with self._db.write(durable=True) as tx:
+            source, old = self.record(ctx.namespace, request.source), self.find(ctx.namespace, request.name)
+            if old is not None and old.target.digest != source.target.digest and not request.force:
+                raise AlreadyExists(
+                    f"image {request.name}: is there already, and is another one", hint="--force moves the name"
+                )
+            image = self.put(tx, ctx.namespace, request.name, source.target, source.labels, ctx.id)
+            if old is not None and old.target.digest != source.target.digest:
+                self._collector.forget_unpacked(tx, ctx.namespace, request.name)
+                self._collector.collect_tree(tx, ctx.namespace, old.target)
+            self._collector.share_unpacked(tx, ctx.namespace, request.source, request.name)
+            ctx.answer(tx, image)
+        await self._collector.finish(ctx.client)
+        return image
+
     async def delete(self, ctx: Context, request: ImageRequest) -> Empty:
         """Removes an image record, and the blobs and snapshots that only it needed."""
         with self._db.write(durable=True) as tx:
@@ -103,6 +121,12 @@ class Images:
         """An image record, or None."""
         row = self._db.read_one("SELECT * FROM images WHERE namespace = ? AND name = ?", (namespace, name))
         return _image(row) if row is not None else None
+
+    def every(self, namespace: str) -> Sequence[Image]:
+        """The image records of a namespace, by name."""
+        return [
+            _image(row) for row in self._db.read("SELECT * FROM images WHERE namespace = ? ORDER BY name", (namespace,))
+        ]
 
     def record(self, namespace: str, name: str) -> Image:
         """An image record; NOT_FOUND."""
