@@ -11,7 +11,7 @@ import typer
 from shoal_bus.errors import ShoalError
 
 from shoal_cli import telling
-from shoal_cli.commands import containers, events, images, network, node, stats, tasks
+from shoal_cli.commands import containers, events, image, images, network, node, stats, tasks
 from shoal_cli.errors import EXPLAINED, INTERRUPTED, exit_code, report
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 for family in (node, images, containers, tasks, stats, events):
     app.add_typer(family.app)
+app.add_typer(image.app, name="image")
 app.add_typer(network.app, name="network")
 
 # typer exports only some of the classes whose base this is: every mistake in how a command was called.
