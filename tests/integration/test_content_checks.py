@@ -15,9 +15,10 @@ from shoal_bus.errors import AlreadyExists, FailedPrecondition, NotFound
 
 from tests.integration.test_content_archives import blobs, load, save
 from tests.support.archives import layout, tar
-from tests.support.images import Image, Layer, digest_of, file
+from tests.support.images import Image, Layer, digest_of, file, push
 from tests.support.natsd import NatsServer
 from tests.support.node import TestNode
+from tests.support.registry import Registry, running
 
 NAME, TAG = "registry.example/team/app:v1", "registry.example/team/app:tag"
 
@@ -201,3 +202,52 @@ async def test_image_that_was_only_stored_is_unpacked_later(client: Client, node
     assert (await check(client)).platforms[0].unpacked == ["overlayfs"]
     await client.call(content.IMAGE_DELETE, content.ImageRequest(name=NAME))
     assert await client.collect(snapshot.SNAPSHOT_LIST, snapshot.ListSnapshots()) == []
+
+
+# ----------------------------------------------------------------------------------------- what pulls bring of images
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with running(tmp_path / "registry") as started:
+        yield started
+
+
+async def test_pull_of_all_platforms_fetches_all_and_unpacks_the_nodes_own(
+    client: Client, node: TestNode, registry: Registry
+) -> None:
+    index, attestation = with_attestation(platform("amd64"))
+    both = Image.index([*index.platforms, platform("s390x")])
+    name = push(both, registry.host, "multi")
+    await client.operate(content.IMAGE_PULL, content.PullImage(name=name))
+    assert attestation.digest not in await blobs(client)
+    await client.operate(content.IMAGE_PULL, content.PullImage(name=name, all_platforms=True))
+    found = await check(client, name)
+    assert found.complete
+    assert [(one.kind, one.complete, one.unpacked) for one in found.platforms] == [
+        ("image", True, ["overlayfs"]), ("attestation", True, []), ("image", True, []),
+    ]  # fmt: skip
+    assert len(await client.collect(snapshot.SNAPSHOT_LIST, snapshot.ListSnapshots())) == 1
+    await client.call(content.IMAGE_DELETE, content.ImageRequest(name=name))
+    assert await blobs(client) == set()
+
+
+async def test_pull_of_all_platforms_needs_none_of_the_nodes_own(
+    client: Client, node: TestNode, registry: Registry
+) -> None:
+    name = push(Image.index([platform("s390x"), platform("arm64")]), registry.host, "other")
+    with pytest.raises(NotFound, match="arm64"):
+        await client.operate(content.IMAGE_PULL, content.PullImage(name=name))
+    assert await blobs(client) == set()
+    await client.operate(content.IMAGE_PULL, content.PullImage(name=name, all_platforms=True))
+    assert [one.complete for one in (await check(client, name)).platforms] == [True, True]
+    assert await client.collect(snapshot.SNAPSHOT_LIST, snapshot.ListSnapshots()) == []
+
+
+async def test_artifact_is_pulled_and_not_unpacked(client: Client, node: TestNode, registry: Registry) -> None:
+    one = artifact()
+    name = push(one, registry.host, "chart")
+    pulled = await client.operate(content.IMAGE_PULL, content.PullImage(name=name))
+    assert pulled.target.digest == one.digest
+    assert await blobs(client) == {one.digest, *one.blobs}
+    assert (await check(client, name)).platforms[0].kind == "artifact"

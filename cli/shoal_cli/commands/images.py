@@ -26,6 +26,7 @@ async def pull(
     target: Target,
     image: Annotated[str, typer.Argument(help="A reference, as busybox or registry.example/team/app:v1.")],
     platform: Annotated[str, PLATFORM] = "",
+    all_platforms: Annotated[bool, ALL_PLATFORMS] = False,
     plain_http: Annotated[bool, PLAIN_HTTP] = False,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
@@ -36,7 +37,9 @@ async def pull(
     from shoal_cli.pull import pull as pull_image
     from shoal_cli.reference import normalise
 
-    request = content.PullImage(name=normalise(image), platform=platform, plain_http=plain_http)
+    request = content.PullImage(
+        name=normalise(image), platform=platform, all_platforms=all_platforms, plain_http=plain_http
+    )
     async with target.client() as client:
         pulled = await pull_image(client, request, quiet=quiet or target.json)
     if target.json:
