@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -161,3 +163,55 @@ async def unpack(
         print_json(unpacked)
     else:
         print(f"{unpacked.image.name} {unpacked.chain_id}")
+
+
+@app.command()
+@client_command
+async def mount(
+    target: Target,
+    image: Annotated[str, IMAGE],
+    directory: Annotated[Path, typer.Argument(help="A directory that is there.", show_default=False)],
+    platform: Annotated[str, PLATFORM] = "",
+    snapshotter: Annotated[str, SNAPSHOTTER] = "overlayfs",
+) -> None:
+    """Mount an image read-only, to look into it. Only on the node itself, as root."""
+    from shoal_cli.image_mounts import ImageMounts
+    from shoal_cli.output import print_json
+    from shoal_cli.reference import normalise
+
+    async with target.client() as client:
+        mounts = ImageMounts(client, target.find().state, snapshotter)
+        made = await mounts.mount(normalise(image), directory, platform=platform)
+    if target.json:
+        print_json(asdict(made))
+    else:
+        print(made.directory)
+
+
+@app.command()
+@client_command
+async def mounts(target: Target, snapshotter: Annotated[str, SNAPSHOTTER] = "overlayfs") -> None:
+    """List the images that are mounted."""
+    from shoal_cli.image_mounts import ImageMounts
+    from shoal_cli.output import print_json, print_table
+
+    async with target.client() as client:
+        found = await ImageMounts(client, target.find().state, snapshotter).mounted()
+    if target.json:
+        print_json([asdict(one) for one in found])
+        return
+    print_table(("IMAGE", "DIRECTORY"), [(one.image, one.directory) for one in found])
+
+
+@app.command("unmount")
+@client_command
+async def unmount_(
+    target: Target,
+    directory: Annotated[Path, typer.Argument(help="Where an image is mounted.", show_default=False)],
+    snapshotter: Annotated[str, SNAPSHOTTER] = "overlayfs",
+) -> None:
+    """Unmount an image."""
+    from shoal_cli.image_mounts import ImageMounts
+
+    async with target.client() as client:
+        await ImageMounts(client, target.find().state, snapshotter).unmount(directory)
