@@ -15,6 +15,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError
+from shoal_content import archive as archives
+from shoal_content import selection as selecting
 from shoal_content.archive import Archive
 from shoal_content.selection import Selection, select
 from shoal_content.work import load as loading
@@ -127,6 +129,20 @@ def test_huge_manifests_and_configurations_are_refused(place: Path) -> None:
     image = Image(ONE.media_type, json.dumps(manifest).encode(), ONE.blobs | {digest_of(big): ("", big)})
     with pytest.raises(FailedPrecondition):
         chosen(place, layout({"v1": image}))
+
+
+def test_documents_are_bounded_all_together(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_DOCUMENTS_BYTES", 20_000)
+    monkeypatch.setattr(selecting, "MAX_DOCUMENTS_BYTES", 20_000)
+    config = json.dumps({"rootfs": {"diff_ids": []}, "x": "y" * 3000}).encode()
+    manifests = [{"Config": "c.json", "RepoTags": [f"app:{n}"], "Layers": []} for n in range(10)]
+    with pytest.raises(FailedPrecondition, match="on top of"):
+        chosen(place, [file("c.json", config), file("manifest.json", json.dumps(manifests).encode())])
+    for path in (place / "apart").iterdir():
+        path.unlink()
+    images = [Image.build([], config={"Cmd": ["x" * 3000]}, architecture=f"a{n}") for n in range(10)]
+    with pytest.raises(FailedPrecondition, match="too large"):
+        chosen(place, layout({"v1": Image.index(images)}))
 
 
 def test_the_same_member_twice_is_refused_unless_it_is_the_same(place: Path) -> None:

@@ -23,6 +23,8 @@ from shoal_content.work.load import TABLE
 from shoal_content.work.tar import clean
 
 CONTAINERD_NAME, REF_NAME = "io.containerd.image.name", "org.opencontainers.image.ref.name"
+MAX_DOCUMENTS_BYTES = 32 << 20
+"""Of all documents that have to be parsed to know what is in an archive."""
 _MOST_LINKS = 16
 _DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 
@@ -55,6 +57,7 @@ class Archive:
         }
         self._links: dict[str, str] = table["links"]
         self._by_digest = {member.digest: member for member in self._members.values()}
+        self._read = 0
 
     # ---------------------------------------------------------------------------------------------------------- blobs
 
@@ -92,7 +95,7 @@ class Archive:
                 f"the archive is an OCI layout of version {str(version)[:20]!r}, which isn't known"
             )
         found: dict[str, Found] = {}
-        for entry in media.read_entries(self._document("index.json")):
+        for entry in media.read_entries(self._document(self._named("index.json"), "index.json")):
             one = found.setdefault(entry.digest, Found(entry.model_copy(update={"annotations": {}})))
             name = _name(entry.annotations.get(CONTAINERD_NAME, ""), entry.annotations.get(REF_NAME, ""))
             if name and name not in one.names:
@@ -115,9 +118,7 @@ class Archive:
 
     def _manifest(self, config: Member, layers: list[Member]) -> Descriptor:
         """The manifest of an image that has none: its own, made of what the archive holds."""
-        if config.size > media.MAX_MANIFEST_BYTES:
-            raise FailedPrecondition(f"configuration {config.digest}: {config.size} bytes are too many")
-        diff_ids = media.read_config(config.path.read_bytes()).diff_ids
+        diff_ids = media.read_config(self._document(config, f"configuration {config.digest}")).diff_ids
         if len(diff_ids) != len(layers):
             raise FailedPrecondition(
                 f"the archive has {len(layers)} layers for a configuration of {len(diff_ids)}: {config.digest}"
@@ -205,15 +206,15 @@ class Archive:
             raise FailedPrecondition(f"the archive names {shown(str(name))!r}, which isn't in it")
         return member
 
-    def _document(self, name: str) -> bytes:
-        member = self._named(name)
-        if member.size > media.MAX_MANIFEST_BYTES:
-            raise FailedPrecondition(f"archive member {shown(name)!r}: {member.size} bytes are too many")
+    def _document(self, member: Member, what: str) -> bytes:
+        self._read += member.size
+        if member.size > media.MAX_MANIFEST_BYTES or self._read > MAX_DOCUMENTS_BYTES:
+            raise FailedPrecondition(f"{what}: {member.size} bytes are too many, on top of {self._read - member.size}")
         return member.path.read_bytes()
 
     def _json(self, name: str, kind: type[Any]) -> Any:
         try:
-            found = json.loads(self._document(name))
+            found = json.loads(self._document(self._named(name), f"archive member {shown(name)!r}"))
         except (ValueError, RecursionError):
             raise FailedPrecondition(f"archive member {shown(name)!r}: isn't JSON") from None
         if not isinstance(found, kind):

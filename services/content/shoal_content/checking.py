@@ -46,7 +46,10 @@ class Checks:
         image = self._tools.images.record(ctx.namespace, request.name)
         source = StoreSource(self._tools.store, ctx.namespace)
         entries = _manifests(source, image.target)
-        checks = [_check(source, entry) for entry in entries]
+        checks = []
+        for entry in entries:
+            checks.append(_check(source, entry))
+            await asyncio.sleep(0)  # each is parsed, and there may be many
         for check in checks:
             if check.chain_id:
                 check.unpacked = [

@@ -20,6 +20,8 @@ from shoal_content.media import Config, Manifest
 from shoal_content.store import Store
 from shoal_content.tree import choose_manifest
 
+MAX_DOCUMENTS_BYTES = 32 << 20
+"""Of all manifests, indexes and configurations that one image leads to: each is parsed, which takes its time."""
 _DEEPEST = 4
 
 
@@ -89,6 +91,7 @@ def select(
 class _Selecting:
     def __init__(self, source: Source, name: str, skip_non_distributable: bool) -> None:
         self._source, self._name, self._skip = source, name, skip_non_distributable
+        self._read = 0
 
     def run(self, target: Descriptor, platform: str, all_platforms: bool) -> Selection:
         found = Selection(target)
@@ -164,7 +167,8 @@ class _Selecting:
 
     def _document(self, descriptor: Descriptor) -> bytes:
         self._there(descriptor)
-        if descriptor.size > media.MAX_MANIFEST_BYTES:
+        self._read += descriptor.size
+        if descriptor.size > media.MAX_MANIFEST_BYTES or self._read > MAX_DOCUMENTS_BYTES:
             raise FailedPrecondition(f"image {self._name}: {descriptor.digest} is too large for what it should be")
         return self._source.open(descriptor.digest)
 
