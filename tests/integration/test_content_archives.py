@@ -19,7 +19,9 @@ from shoal_bus.client import Client
 from shoal_bus.connection import Connection
 from shoal_bus.errors import FailedPrecondition, InvalidArgument, NotFound
 
+from tests.support import containerd
 from tests.support.archives import docker, given, layout, taken, tar
+from tests.support.containerd import Containerd
 from tests.support.images import Entry, Image, Layer, busybox_image, digest_of, directory, file, push, symlink
 from tests.support.natsd import NatsServer
 from tests.support.node import TestNode
@@ -293,6 +295,34 @@ async def test_what_is_saved_umoci_reads_and_what_it_makes_is_loaded(
     assert "registry.example/team/app:v2" in loaded
     resolve = content.ResolveImage(name="registry.example/team/app:v2")
     assert (await client.call(content.IMAGE_RESOLVE, resolve)).config["config"]["Cmd"] == ["other"]
+
+
+@pytest.fixture
+def theirs() -> Iterator[Containerd]:
+    with containerd.running() as started:
+        yield started
+
+
+async def test_containerd_reads_what_is_saved_and_what_it_writes_is_loaded(
+    client: Client, node: TestNode, tmp_path: Path, theirs: Containerd
+) -> None:
+    one, several = image(), multi()
+    names = (NAME, "registry.example/multi:1")
+    await load(client, node, tar(layout({NAME: one, names[1]: several})), all_platforms=True)
+    saved = await save(client, node, tmp_path / "a.tar", *names, all_platforms=True)
+    theirs.ctr("images", "import", "--no-unpack", "--all-platforms", str(saved))
+    listed = theirs.ctr("images", "ls")
+    for name, digest in zip(names, (one.digest, several.digest), strict=True):
+        assert any(name in line and digest in line for line in listed.splitlines()), listed
+    theirs.ctr("images", "export", "--all-platforms", str(tmp_path / "all.tar"), *names)
+    other = client.with_namespace("other")
+    loaded = await load(other, node, tmp_path / "all.tar", all_platforms=True)
+    assert loaded == {NAME: one.digest, names[1]: several.digest}
+    # Of one platform, it writes the whole index, and of the others nothing else.
+    theirs.ctr("images", "export", "--platform", "linux/amd64", str(tmp_path / "own.tar"), names[1])
+    third = client.with_namespace("third")
+    assert await load(third, node, tmp_path / "own.tar") == {names[1]: several.digest}
+    assert len(await blobs(third)) == 4
 
 
 async def test_missing_image_and_missing_archive_are_told(client: Client, node: TestNode, tmp_path: Path) -> None:
