@@ -14,7 +14,9 @@ from shoal_cli.target import Target, client_command
 app = typer.Typer(help="Look closely at images: what of them is here, what they take, what is in them.")
 
 IMAGE = typer.Argument(help="The image's name.", show_default=False)
+SNAPSHOTTERS = typer.Option("--snapshotter", help="Whom to ask for snapshots; may be given several times.")
 _NOT_WHOLE = 7
+_DEFAULT = ["overlayfs"]
 
 
 @app.command()
@@ -45,26 +47,31 @@ async def inspect(target: Target, image: Annotated[str, IMAGE], platform: Annota
 
 @app.command()
 @client_command
-async def platforms(target: Target, image: Annotated[str, IMAGE]) -> None:
+async def platforms(
+    target: Target, image: Annotated[str, IMAGE], snapshotter: Annotated[list[str] | None, SNAPSHOTTERS] = None
+) -> None:
     """List the manifests of an image, and whether what they lead to is here."""
-    await _platforms(target, image)
+    await _platforms(target, image, snapshotter)
 
 
 @app.command()
 @client_command
-async def check(target: Target, image: Annotated[str, IMAGE]) -> int | None:
+async def check(
+    target: Target, image: Annotated[str, IMAGE], snapshotter: Annotated[list[str] | None, SNAPSHOTTERS] = None
+) -> int | None:
     """Say what of an image is missing here, and where it is unpacked; exit with 7 if this node couldn't run it."""
-    return await _platforms(target, image, missing=True)
+    return await _platforms(target, image, snapshotter, missing=True)
 
 
-async def _platforms(target: Target, image: str, *, missing: bool = False) -> int | None:
+async def _platforms(target: Target, image: str, snapshotter: list[str] | None, *, missing: bool = False) -> int | None:
     from shoal_bus.api import content
 
     from shoal_cli.output import print_json, print_table, short, size
     from shoal_cli.reference import normalise
 
     async with target.client() as client:
-        found = await client.call(content.IMAGE_CHECK, content.CheckImage(name=normalise(image)))
+        request = content.CheckImage(name=normalise(image), snapshotters=snapshotter or _DEFAULT)
+        found = await client.call(content.IMAGE_CHECK, request)
     code = None if found.complete or not missing else _NOT_WHOLE
     if target.json:
         print_json(found)
@@ -88,6 +95,7 @@ async def _platforms(target: Target, image: str, *, missing: bool = False) -> in
 async def usage(
     target: Target,
     image: Annotated[list[str] | None, typer.Argument(help="Images; else all.", show_default=False)] = None,
+    snapshotter: Annotated[list[str] | None, SNAPSHOTTERS] = None,
 ) -> None:
     """Say what images take: their blobs, and the snapshots they are unpacked to."""
     from shoal_bus.api import content
@@ -97,7 +105,8 @@ async def usage(
 
     names = [normalise(name) for name in image or []]
     async with target.client() as client:
-        found = await client.call(content.IMAGE_USAGE, content.ImagesUsageRequest(names=names))
+        request = content.ImagesUsageRequest(names=names, snapshotters=snapshotter or _DEFAULT)
+        found = await client.call(content.IMAGE_USAGE, request)
     if target.json:
         print_json(found)
         return

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from shoal_bus.errors import FailedPrecondition
 from shoal_bus.types import Descriptor
 
 from shoal_content import media
+from shoal_content.groups import all_of
 from shoal_content.reference import Reference
 from shoal_content.registry.resolver import Resolver
 
@@ -45,18 +45,8 @@ class Beyond:
 
     async def blobs_of(self, manifest: bytes) -> None:
         """A manifest's configuration and layers, side by side."""
-        children = {one.digest: one for one in media.children(media.OCI_MANIFEST, manifest)}
-        try:
-            async with asyncio.TaskGroup() as group:
-                for one in children.values():
-                    group.create_task(self._fetched(one))
-        except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+        children = {one.digest: one for one in media.parts(manifest)}
+        await all_of(self._fetched(one) for one in children.values())
 
     async def _fetched(self, blob: Descriptor) -> None:
         await self._fetch(blob)
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = failures.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

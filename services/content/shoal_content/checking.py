@@ -79,7 +79,7 @@ class Checks:
         for image in every:
             # Two names of one target are one image: neither is the other one's reason to be kept.
             if image.target.digest not in blobs:
-                blobs[image.target.digest] = _blobs(source, tools.collector.reachable(image.target))
+                blobs[image.target.digest] = _blobs(source, tools.trees.reachable(image.target))
                 shared.update(blobs[image.target.digest].keys())
             await asyncio.sleep(0)
         snapshotted = _Snapshotted(ctx.client, request.snapshotters)
@@ -126,8 +126,8 @@ class Checks:
                 there = tools.images.find(ctx.namespace, image.name)
                 if there is None or there.target.digest != image.target.digest:
                     raise NotFound(f"image {image.name}: was removed while it was unpacked")
-                tools.holds.add_unpacked(tx, ctx.id, ctx.namespace, image.name, chain)
-                tools.holds.end(tx, ctx.id)
+                tools.add_unpacked(tx, ctx, image.name, chain)
+                tools.end(tx, ctx)
                 ctx.answer(tx, unpacked)
         return unpacked
 
@@ -218,7 +218,7 @@ def _check(source: Source, entry: Descriptor) -> PlatformCheck:
     try:
         if check.kind == "image" and media.is_artifact(data):
             check.kind = "artifact"
-        children = media.children(media.OCI_MANIFEST, data)
+        children = media.parts(data)
     except FailedPrecondition:
         return check  # it is no manifest: nothing can be complete about it
     for child in {child.digest: child for child in children}.values():

@@ -9,7 +9,7 @@ that makes them superfluous, and removed afterwards, top first, as often as it t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import structlog
 from shoal_bus.api import snapshot as snapshots
@@ -42,10 +42,6 @@ class Collector:
     def collect_tree(self, tx: Transaction, namespace: str, target: Descriptor) -> None:
         """Hides from a namespace what only an image that it no longer has led to."""
         self.collect_blobs(tx, namespace, self._trees.reachable(target))
-
-    def reachable(self, target: Descriptor) -> Iterator[str]:
-        """The digests of all blobs that a target leads to, itself first."""
-        return self._trees.reachable(target)
 
     def collect_blobs(self, tx: Transaction, namespace: str, digests: Iterable[str]) -> None:
         """Hides those blobs that nothing of the namespace needs."""

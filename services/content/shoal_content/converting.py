@@ -15,6 +15,7 @@ from shoal_bus.errors import FailedPrecondition, InvalidArgument
 from shoal_bus.types import Descriptor
 
 from shoal_content import media, platforms
+from shoal_content.groups import all_of
 from shoal_content.layout import digest_of
 from shoal_content.operation import Tools
 from shoal_content.selection import Picked, Selection, StoreSource, select
@@ -67,15 +68,10 @@ class Conversions:
                     lambda _: None,
                 )  # fmt: skip
             with tools.database.write(durable=True) as tx:
-                old = tools.images.find(ctx.namespace, request.name)
-                labels = (old.labels if old is not None else {}) | request.labels
-                made = tools.images.put(tx, ctx.namespace, request.name, target, labels, ctx.id)
-                tools.holds.hand_over(tx, ctx.id, ctx.namespace, request.name, chain)
-                tools.holds.end(tx, ctx.id)
-                if old is not None and old.target.digest != target.digest:
-                    tools.collector.collect_tree(tx, ctx.namespace, old.target)
+                made = tools.put_image(tx, ctx, request.name, target, request.labels, chain)
+                tools.end(tx, ctx)
                 ctx.answer(tx, made)
-        await tools.collector.finish(ctx.client)
+        await tools.collect(ctx)
         return made
 
     async def undo(self, ctx: Context, request: ConvertImage) -> None:
@@ -92,16 +88,20 @@ class _Conversion:
         self._tools, self._ctx, self._request = tools, ctx, request
         self._directory, self._selection = directory, selection
         self._images = [one for one in selection.manifests if one.manifest is not None and one.config is not None]
-        layers = {
-            layer.digest: layer for one in self._images for layer in (one.manifest.layers if one.manifest else [])
+        self._layers = {
+            (layer.digest, diff_id): layer
+            for one in self._images
+            if one.manifest is not None and one.config is not None
+            for layer, diff_id in zip(one.manifest.layers, one.config.diff_ids, strict=True)
         }
-        self._told = ConvertProgress(layers_total=len(layers), bytes_total=sum(one.size for one in layers.values()))
-        self._converted: dict[str, tuple[str, int, str]] = {}
+        self._made: dict[tuple[str, str], tuple[str, int, str]] = {}
         """Digest, size and compression of what each layer became."""
+        self._offsets: dict[tuple[str, str], int] = {}
 
     async def run(self) -> Descriptor:
         if not self._images:
             raise FailedPrecondition(f"image {self._request.source}: has no layers that could be converted")
+        await all_of(self._layer(layer, diff_id) for (_, diff_id), layer in self._layers.items())
         made = {one.descriptor.digest: await self._manifest(one) for one in self._images}
         target = self._selection.target
         if target.digest in made:
@@ -118,7 +118,7 @@ class _Conversion:
         config = document["config"]
         config["mediaType"] = self._type(config["mediaType"])
         for entry, layer, diff_id in zip(document["layers"], image.manifest.layers, image.config.diff_ids, strict=True):
-            digest, size, compression = await self._layer(layer, diff_id)
+            digest, size, compression = self._made[layer.digest, diff_id]
             entry["mediaType"] = self._layer_type(layer.media_type, compression)
             if digest != layer.digest:
                 entry.pop("urls", None)  # those are of the layer as it was
@@ -149,34 +149,34 @@ class _Conversion:
         await self._tools.stagings.adopt(self._ctx.id, self._ctx.namespace, path, digest, len(data))
         return Descriptor(media_type=media_type, digest=digest, size=len(data))
 
-    async def _layer(self, layer: Descriptor, diff_id: str) -> tuple[str, int, str]:
-        if layer.digest in self._converted:
-            return self._converted[layer.digest]
+    async def _layer(self, layer: Descriptor, diff_id: str) -> None:
+        key, wanted = (layer.digest, diff_id), self._request.compression
         path = self._tools.store.path(layer.digest)
         with path.open("rb") as file:
             compression = compression_of(file.read(HEAD))
-        result = layer.digest, layer.size, compression
-        wanted = self._request.compression
-        before = self._told.bytes_done
-        if wanted is not None and wanted != compression:
+        self._layer_type(layer.media_type, wanted or compression)  # what has no name isn't made
+        if wanted is None or wanted == compression:
+            self._tell(key, layer.size)
+            self._made[key] = layer.digest, layer.size, compression
+            return
+        made = self._directory / f"layer-{len(self._offsets)}"
+        self._tell(key, 0)
+        job = Recompress(str(path), layer.digest, layer.size, diff_id, wanted, str(made))
+        digest, size = await self._tools.pool.recompress(job, lambda offset, _: self._tell(key, offset))
+        await self._tools.stagings.adopt(self._ctx.id, self._ctx.namespace, made, digest, size, {UNCOMPRESSED: diff_id})
+        self._made[key] = digest, size, wanted
+        self._tell(key, layer.size)
 
-            def report(offset: int, _: int) -> None:
-                self._tell(self._told.layers_done, before + offset)
-
-            made = self._directory / layer.digest.partition(":")[2]
-            job = Recompress(str(path), layer.digest, layer.size, diff_id, wanted, str(made))
-            digest, size = await self._tools.pool.recompress(job, report)
-            await self._tools.stagings.adopt(
-                self._ctx.id, self._ctx.namespace, made, digest, size, {UNCOMPRESSED: diff_id}
+    def _tell(self, layer: tuple[str, str], offset: int) -> None:
+        self._offsets[layer] = offset
+        self._ctx.progress(
+            ConvertProgress(
+                layers_done=len(self._made),
+                layers_total=len(self._layers),
+                bytes_done=sum(self._offsets.values()),
+                bytes_total=sum(one.size for one in self._layers.values()),
             )
-            result = digest, size, wanted
-        self._converted[layer.digest] = result
-        self._tell(self._told.layers_done + 1, before + layer.size)
-        return result
-
-    def _tell(self, layers: int, size: int) -> None:
-        self._told = self._told.model_copy(update={"layers_done": layers, "bytes_done": size})
-        self._ctx.progress(self._told)
+        )
 
     def _type(self, media_type: str) -> str:
         return _DOCKER_TO_OCI.get(media_type, media_type) if self._request.oci else media_type

@@ -46,7 +46,7 @@ class Exports:
             await tools.pool.save(Save(str(place), self._members(named, blobs)), report)
             exported = ExportedImages(names=[name for name, _ in named], size=sum(blob.size for blob in blobs.values()))
             with tools.database.write() as tx:
-                tools.holds.end(tx, ctx.id)
+                tools.end(tx, ctx)
                 ctx.answer(tx, exported)
         return exported
 

@@ -67,18 +67,12 @@ class Imports:
         images: list[Image] = []
         with tools.database.write(durable=True) as tx:
             for digest, (target, names_) in wanted.items():
-                for name in names_:
-                    old = tools.images.find(ctx.namespace, name)
-                    labels = (old.labels if old is not None else {}) | request.labels
-                    images.append(tools.images.put(tx, ctx.namespace, name, target, labels, ctx.id))
-                    tools.holds.hand_over(tx, ctx.id, ctx.namespace, name, chains[digest])
-                    if old is not None and old.target.digest != digest:
-                        tools.collector.collect_tree(tx, ctx.namespace, old.target)
-            tools.holds.end(tx, ctx.id)
+                images += [tools.put_image(tx, ctx, name, target, request.labels, chains[digest]) for name in names_]
+            tools.end(tx, ctx)
             imported = ImportedImages(images=images)
             ctx.answer(tx, imported)
         ctx.progress(ArchiveProgress(state="done"))
-        await tools.collector.finish(ctx.client)
+        await tools.collect(ctx)
         return imported
 
     async def _adopt(self, ctx: Context, archive: Archive, selections: list[Selection]) -> None:

@@ -150,6 +150,13 @@ def children(media_type: str, data: bytes) -> list[Descriptor]:
     return []
 
 
+def parts(data: bytes) -> list[Descriptor]:
+    """What a manifest, of whatever it may be, is made of: its configuration, then its layers."""
+    document = _load(data, "manifest")
+    layers = [_descriptor(one) for one in _list(document, "layers", MAX_LAYERS)]
+    return [_descriptor(document.get("config")), *layers]
+
+
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:
     """The chain ID of each layer, bottom first (OCI image-spec, config.md#layer-chainid)."""
     chain: list[str] = []

@@ -8,16 +8,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal_bus.api.content import Image
 from shoal_bus.context import Context
-from shoal_bus.database import Database
+from shoal_bus.database import Database, Transaction
 from shoal_bus.errors import NotFound
-from shoal_bus.locks import Locks
+from shoal_bus.types import Descriptor, Labels
 
 from shoal_content.collect import Collector
 from shoal_content.holds import Holds
 from shoal_content.images import Images
 from shoal_content.staging import Stagings
 from shoal_content.store import Store
+from shoal_content.tree import Trees
 from shoal_content.unpack import Unpacker
 from shoal_content.work.pool import Pool
 
@@ -28,10 +30,10 @@ class Tools:
 
     database: Database
     store: Store
+    trees: Trees
     images: Images
     holds: Holds
     collector: Collector
-    locks: Locks
     stagings: Stagings
     unpacker: Unpacker
     pool: Pool
@@ -66,8 +68,32 @@ class Tools:
             if not self.store.sees(ctx.namespace, digest):
                 raise NotFound(f"blob {digest}: was removed meanwhile", hint="pull its image again")
 
+    def put_image(
+        self, tx: Transaction, ctx: Context, name: str, target: Descriptor, labels: Labels, chain: Collection[str]
+    ) -> Image:
+        """The record of an image that an operation has made, to which the snapshots of `chain` belong from here on."""
+        old = self.images.find(ctx.namespace, name)
+        kept = old.labels if old is not None else {}
+        image = self.images.put(tx, ctx.namespace, name, target, kept | labels, ctx.id)
+        self.holds.hand_over(tx, ctx.id, ctx.namespace, name, chain)
+        if old is not None and old.target.digest != target.digest:
+            self.collector.collect_tree(tx, ctx.namespace, old.target)
+        return image
+
+    def add_unpacked(self, tx: Transaction, ctx: Context, name: str, chain: Collection[str]) -> None:
+        """The snapshots of `chain` belong to an image that was there before."""
+        self.holds.add_unpacked(tx, ctx.id, ctx.namespace, name, chain)
+
+    def end(self, tx: Transaction, ctx: Context) -> None:
+        """Gives back what an operation held that has come to its good end."""
+        self.holds.end(tx, ctx.id)
+
+    async def collect(self, ctx: Context) -> None:
+        """Has what became superfluous taken away."""
+        await self.collector.finish(ctx.client)
+
     async def undo(self, ctx: Context) -> None:
         """Takes away what an operation has made that came to nothing: files first, a full disk may be the reason."""
         await self.stagings.drop(ctx.id)
         self.holds.fail(ctx.id)
-        await self.collector.finish(ctx.client)
+        await self.collect(ctx)

@@ -148,7 +148,7 @@ class _Selecting:
                     f" its configuration {len(config.diff_ids)}"
                 )
             picked = Picked(entry, data, manifest, config)
-        for child in media.children(media.OCI_MANIFEST, data):
+        for child in media.parts(data):
             if self._skip and child.media_type in media.NON_DISTRIBUTABLE:
                 continue
             self._there(child)
@@ -161,7 +161,7 @@ class _Selecting:
         if self._source.size(entry.digest) is None:
             return
         data = self._document(entry)
-        children = media.children(media.OCI_MANIFEST, data)
+        children = media.parts(data)
         if all(self._source.size(child.digest) is not None for child in children):
             self._pick(found, entry, data)
 

@@ -55,10 +55,10 @@ async def setup(process: Process) -> None:
     pool = Pool()
     process.stack.push_async_callback(pool.close)
     stagings = Stagings(process.root, database, store, holds)
+    unpacker = Unpacker(store, holds, process.locks)
     tools = Tools(
-        database, store, images, holds, collector, process.locks, stagings, Unpacker(store, holds, process.locks), pool,
-        process.node.state / api.ARCHIVES,
-    )  # fmt: skip
+        database, store, trees, images, holds, collector, stagings, unpacker, pool, process.node.state / api.ARCHIVES
+    )
     checks, imports, exports, conversions = Checks(tools), Imports(tools), Exports(tools), Conversions(tools)
 
     service.handle(api.BLOB_INFO, store.info)
