@@ -11,7 +11,7 @@ import typer
 from shoal_bus.errors import ShoalError
 
 from shoal_cli import telling
-from shoal_cli.commands import containers, events, gc, images, network, node, stats, tasks
+from shoal_cli.commands import containers, events, gc, image, images, network, node, stats, tasks
 from shoal_cli.errors import EXPLAINED, INTERRUPTED, exit_code, report
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 for family in (node, images, gc, containers, tasks, stats, events):
     app.add_typer(family.app)
+app.add_typer(image.app, name="image")
 app.add_typer(network.app, name="network")
 app.add_typer(gc.leases, name="lease")
 

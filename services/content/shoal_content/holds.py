@@ -55,6 +55,11 @@ class Holds:
 
         A lease gets all of it besides: it outlives the image. NOT_FOUND for the lease.
         """
+        self.hand_over(tx, pull, namespace, image, lease)
+        self.end(tx, pull)
+
+    def hand_over(self, tx: Transaction, pull: str, namespace: str, image: str, lease: str = "") -> None:
+        """Has an image lead to what of it a pull holds, in the transaction that makes it; the pull goes on."""
         held = tx.execute("SELECT snapshotter, key FROM holds WHERE pull = ?", (pull,)).fetchall()
         blobs = {row["key"] for row in held if not row["snapshotter"]}
         unpacked = [(row["snapshotter"], row["key"]) for row in held if row["snapshotter"]]
@@ -68,7 +73,14 @@ class Holds:
             label_source(tx, namespace, blobs & tree, reference.parse(image))
         if blobs - tree:
             want(tx)  # the tag has moved meanwhile
+
+    def end(self, tx: Transaction, pull: str) -> None:
+        """A pull that came to its good end holds nothing any more."""
         self._end(tx, pull)
+
+    def under_way(self) -> list[str]:
+        """The pulls that have neither come to an end nor been undone."""
+        return [row["id"] for row in self._db.read("SELECT id FROM pulls")]
 
     def fail(self, pull: str) -> None:
         """Undoes a pull: its ingests' files first, since a full disk may be the reason. The rest is collected."""

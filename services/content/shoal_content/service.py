@@ -9,20 +9,28 @@ from shoal_bus.api import content as api
 from shoal_bus.process import Process
 
 from shoal_content import reference
+from shoal_content.checking import Checks
 from shoal_content.collect import Collector
+from shoal_content.converting import Conversions
+from shoal_content.exporting import Exports
 from shoal_content.fetch import Fetcher
 from shoal_content.holds import Holds
 from shoal_content.images import Images
+from shoal_content.importing import Imports
 from shoal_content.ingests import Ingests
 from shoal_content.layout import Layout
 from shoal_content.leases import Leases
 from shoal_content.namespaces import Namespaces
+from shoal_content.operation import Tools
 from shoal_content.pull import Pulls
 from shoal_content.reconcile import reconcile, undo_dead_pulls
 from shoal_content.resolve import Resolving
 from shoal_content.schema import MIGRATIONS
+from shoal_content.staging import Stagings
 from shoal_content.store import Store
 from shoal_content.tree import Trees
+from shoal_content.unpack import Unpacker
+from shoal_content.work.pool import Pool
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +54,14 @@ async def setup(process: Process) -> None:
     fetcher = Fetcher(database, store, ingests, holds, process.locks)
     pulls = Pulls(database, store, images, holds, fetcher, collector)
     namespaces = Namespaces(database)
+    pool = Pool()
+    process.stack.push_async_callback(pool.close)
+    stagings = Stagings(process.root, database, store, holds)
+    unpacker = Unpacker(store, holds)
+    tools = Tools(
+        database, store, trees, images, holds, collector, stagings, unpacker, pool, process.node.state / api.ARCHIVES
+    )
+    checks, imports, exports, conversions = Checks(tools), Imports(tools), Exports(tools), Conversions(tools)
 
     service.handle(api.BLOB_INFO, store.info)
     service.stream(api.BLOB_LIST, store.list)
@@ -62,6 +78,13 @@ async def setup(process: Process) -> None:
     service.handle(api.IMAGE_UPDATE, images.update, lock=lambda r: f"image/{r.name}")
     service.handle(api.IMAGE_DELETE, images.delete, lock=lambda r: f"image/{r.name}")
     service.handle(api.IMAGE_RESOLVE, resolving.resolve)
+    service.handle(api.IMAGE_TAG, images.tag, lock=lambda r: f"image/{r.name}")
+    service.handle(api.IMAGE_CHECK, checks.check)
+    service.handle(api.IMAGE_USAGE, checks.usage)
+    service.operate(api.IMAGE_UNPACK, checks.unpack, undo=checks.undo_unpack)
+    service.operate(api.IMAGE_IMPORT, imports.run, undo=imports.undo)
+    service.operate(api.IMAGE_EXPORT, exports.run, undo=exports.undo)
+    service.operate(api.IMAGE_CONVERT, conversions.run, undo=conversions.undo)
     # Not the image's own lock: whoever deletes it meanwhile needn't wait for the end of a pull.
     service.operate(api.IMAGE_PULL, pulls.pull, undo=pulls.undo, lock=lambda r: f"pull/{reference.parse(r.name)}")
     service.handle(api.LEASE_CREATE, leases.create, lock=lambda r: f"lease/{r.id}")
@@ -78,16 +101,17 @@ async def setup(process: Process) -> None:
     service.handle(api.NAMESPACE_UPDATE, namespaces.update, lock=lambda r: f"namespace/{r.name}")
     service.handle(api.NAMESPACE_DELETE, namespaces.delete, lock=lambda r: f"namespace/{r.name}")
     reconcile(database, layout, holds)
-    service.background(_undo_dead_pulls(holds, collector), "pulls")
+    service.background(_undo_dead_pulls(holds, stagings, collector), "pulls")
     service.background(collector.run_for_ever(), "collection")
 
 
-async def _undo_dead_pulls(holds: Holds, collector: Collector) -> None:
+async def _undo_dead_pulls(holds: Holds, stagings: Stagings, collector: Collector) -> None:
     """Now and then, undoes what couldn't be undone when it failed."""
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         try:
             undo_dead_pulls(holds)
+            await stagings.sweep()
             collector.look_again()
         except Exception:
             log.exception("sweep.failed")
