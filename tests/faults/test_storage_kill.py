@@ -80,10 +80,12 @@ class Killer:
             try:
                 await asyncio.to_thread(service.kill)  # reaps it
                 await asyncio.to_thread(service.start)
-                return
             except AssertionError:
                 if before == self.counts[service.name]:
                     raise  # it wasn't we
+                continue
+            if before == self.counts[service.name]:
+                return  # and it wasn't killed when it had just said that it was ready
 
 
 class Worker:
