@@ -71,6 +71,11 @@ def parse(text: str) -> Reference:
     return Reference(domain, path, tag or ("" if digest else DEFAULT_TAG), digest)
 
 
+def is_repository(path: str) -> bool:
+    """Whether a registry may have a repository of that name."""
+    return len(path) <= _LONGEST_NAME and _PATH.fullmatch(path) is not None
+
+
 def _split(name: str) -> tuple[str, str]:
     head, slash, tail = name.partition("/")
     if not slash or not (any(c in head for c in ".:") or head == "localhost" or head != head.lower()):

@@ -35,6 +35,11 @@ def mount_read_only(mounts: Sequence[Mount], directory: Path) -> None:
     if len(mounts) != 1 or mounts[0].target:
         raise FailedPrecondition("the snapshot has mounts within mounts, which can't be mounted read-only here")
     mount, target = mounts[0], os.fsencode(directory)
+    if "fuse" in mount.type:
+        raise FailedPrecondition(
+            f"the snapshot is mounted by a program ({mount.type}), which can't be done here",
+            hint="run a container of the image to look into it",
+        )
     flags = MS_RDONLY | MS_NOSUID | MS_NODEV
     if {"bind", "rbind"} & set(mount.options):
         # Only this one: what is mounted below it isn't the snapshot's. A bind takes its flags in a second call.

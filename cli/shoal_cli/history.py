@@ -10,6 +10,8 @@ from typing import Any
 
 from shoal_bus.api import content
 
+from shoal_cli.output import printable
+
 
 @dataclass(frozen=True)
 class Step:
@@ -45,16 +47,14 @@ def steps(image: content.ResolvedImage) -> list[Step]:
 def _step(image: content.ResolvedImage, at: int | None, entry: dict[str, Any]) -> Step:
     layer = image.layers[at] if at is not None else None
     return Step(
-        created=printable(entry.get("created")),
-        created_by=printable(entry.get("created_by")),
-        comment=printable(entry.get("comment")),
+        created=_text(entry.get("created")),
+        created_by=_text(entry.get("created_by")),
+        comment=_text(entry.get("comment")),
         size=layer.size if layer is not None else 0,
         digest=layer.digest if layer is not None else "",
         diff_id=image.diff_ids[at] if at is not None and at < len(image.diff_ids) else "",
     )
 
 
-def printable(value: Any) -> str:
-    """Text without anything that a terminal would take for a command."""
-    text = value if isinstance(value, str) else ""
-    return "".join(c if c.isprintable() else " " for c in text)
+def _text(value: Any) -> str:
+    return printable(value) if isinstance(value, str) else ""

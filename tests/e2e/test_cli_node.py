@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+import shoal_cli
 
 from tests.e2e.shoal import COMMAND, Shoal
 from tests.support.leaks import Leaks
@@ -90,6 +92,29 @@ def test_a_killed_service_is_started_again(fresh: Shoal) -> None:
     assert fresh.json("ps", "--all") == []
     assert fresh.json("images") == []
     assert fresh.json("network", "ls") == []
+
+
+def test_after_an_upgrade_a_service_is_started_again_by_its_own_code(fresh: Shoal) -> None:
+    fresh.up()
+    file = Path(shoal_cli.__file__)
+    before = file.stat()
+
+    def snapshot() -> psutil.Process:
+        [found] = [c for c in psutil.Process(fresh.pid).children() if "snapshot" in " ".join(c.cmdline())]
+        return found
+
+    def started_again(times: int) -> str:
+        snapshot().kill()
+        fresh.wait_for("service.ready", 30, times=times + 1, service="snapshot")
+        return " ".join(snapshot().cmdline())
+
+    assert started_again(1).startswith("shoal-snapshot --node")  # a fork of the node's process
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
+    try:
+        assert "-m shoal_snapshot --node" in started_again(2)
+        assert fresh.run("images").returncode == 0
+    finally:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def test_a_killed_bus_is_started_again_and_everybody_finds_it(fresh: Shoal) -> None:

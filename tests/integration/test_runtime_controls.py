@@ -26,6 +26,9 @@ async def node(tmp_path: Path, natsd: NatsServer) -> AsyncIterator[RuntimeNode]:
         yield started
 
 
+VERBS = {"create", "start", "exec", "delete"}
+
+
 def script(path: Path, text: str) -> str:
     """A program of the test's own."""
     path.write_text(f"#!/bin/sh\n{text}\n")
@@ -218,10 +221,14 @@ async def test_a_pod_s_containers_share_a_shim_and_nothing_else(node: RuntimeNod
     assert list((node.node.state / "runtime" / "shims").iterdir()) == []
 
 
-async def test_crun_by_path_supervised_the_same_way(node: RuntimeNode) -> None:
+@pytest.mark.parametrize("name", ["crun", "my-crun"])
+async def test_crun_by_path_supervised_the_same_way(name: str, node: RuntimeNode) -> None:
     # crun refuses a hybrid machine whose cgroup v2 has a controller; where it isn't mounted, there is v1 alone.
     hidden = "umount /sys/fs/cgroup/unified 2>/dev/null"
-    crun = script(node.directory / "my-crun", f'exec unshare -m sh -c \'{hidden}; exec crun "$@"\' crun "$@"')
+    calls = node.directory / "calls"
+    crun = script(
+        node.directory / name, f'echo "$*" >>{calls}; exec unshare -m sh -c \'{hidden}; exec crun "$@"\' crun "$@"'
+    )
     output = node.directory / "out"
     await create(node, "one", "sh", "-c", "echo hello; sleep 0.2; exit 7", runtime=crun)
     await begin(node, "one", stdio=Stdio(stdout=f"file://{output}").model_dump())
@@ -232,6 +239,9 @@ async def test_crun_by_path_supervised_the_same_way(node: RuntimeNode) -> None:
     assert (await node.wait("one")).exit_status == 7
     await node.delete("one")
     assert output.read_text() == "hello\n"
+    verbs = [verb for line in calls.read_text().splitlines() for verb in VERBS & set(line.split())]
+    # By its own name, it isn't started for what is done without it.
+    assert verbs == (["create", "exec"] if name == "crun" else ["create", "start", "exec", "delete"])
     await create(node, "two", "no-such-command", runtime=crun)
     with pytest.raises(FailedPrecondition, match="no-such-command"):
         await begin(node, "two")

@@ -14,7 +14,7 @@ import pytest
 from shoal_bus.errors import Internal
 from shoal_bus.types import Stdio
 from shoal_runtime.shim import mounts, protocol
-from shoal_runtime.supervisor import place_of
+from shoal_runtime.shims import place_of
 
 from tests.support.leaks import Leaks, lives
 from tests.support.shims import Host, reader_of, running_host, until

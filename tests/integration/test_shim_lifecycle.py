@@ -17,7 +17,8 @@ from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError, Unimpleme
 from shoal_bus.locks import Locks
 from shoal_bus.types import Stdio
 from shoal_runtime.shim import mounts, protocol
-from shoal_runtime.supervisor import ExitRecord, Supervisor, place_of
+from shoal_runtime.shims import ExitRecord, place_of
+from shoal_runtime.supervisor import Supervisor
 
 from tests.support import bundle as bundles
 from tests.support.leaks import Leaks, lives
@@ -297,3 +298,22 @@ async def test_a_service_of_an_earlier_version_is_understood(host: Host) -> None
         await until((host.state / "shims" / place / protocol.INIT).exists)
         await host.supervisor.start_task("test", id)
         assert (await host.exit_of(id)).exit_status == 6
+
+
+async def test_what_systemd_says_to_a_service_is_not_for_its_containers(
+    tmp_path: Path, leaks: Leaks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    async with running_host(tmp_path) as host:
+        await host.run("quiet", ["sleep", "60"])
+        environment = Path(f"/proc/{host.shim_pid('quiet')}/environ").read_text()  # as the zygote was started
+        assert "NOTIFY_SOCKET" in environment
+        runtime = host.directory / "runtime"
+        runtime.write_text('#!/bin/sh\nenv >>"$0.environment"\nexec runc "$@"\n')
+        runtime.chmod(0o755)
+        await host.run("told", ["true"], runtime=str(runtime))
+        told = Path(f"{runtime}.environment").read_text()
+        assert "PATH=" in told
+        assert "NOTIFY_SOCKET" not in told
+        assert "LISTEN_FDS" not in told

@@ -14,7 +14,8 @@ import psutil
 from shoal_bus.locks import Locks
 from shoal_bus.types import Stdio
 from shoal_runtime.shim import protocol
-from shoal_runtime.supervisor import ExitRecord, Supervisor, place_of
+from shoal_runtime.shims import ExitRecord, place_of
+from shoal_runtime.supervisor import Supervisor
 
 from tests.support import bundle as bundles
 

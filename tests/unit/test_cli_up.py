@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from shoal_bus.errors import FailedPrecondition
 from shoal_cli.up.bus import EmbeddedBus
-from shoal_cli.up.child import LONGEST_BACKOFF_SECONDS, Child, backoff
+from shoal_cli.up.child import LONGEST_BACKOFF_SECONDS, Child, backoff, started
 from shoal_cli.up.lines import Lines
 from shoal_cli.up.lock import only_one
 
@@ -105,7 +106,7 @@ class Heard:
 
 
 def shell(script: str, heard: Heard) -> Child:
-    return Child("test", lambda: ["sh", "-c", script], dict(os.environ), heard.line, heard.restart)
+    return Child("test", partial(started, lambda: ["sh", "-c", script], os.environ), heard.line, heard.restart)
 
 
 async def test_a_killed_child_is_started_again() -> None:
@@ -147,9 +148,10 @@ async def test_a_child_waiting_for_its_next_start_can_be_stopped() -> None:
 
 def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     program = (
-        "import asyncio, os, sys\nfrom shoal_cli.up.child import Child\n"
+        "import asyncio, os, sys\nfrom shoal_cli.up.child import Child, started\n"
         "async def main():\n"
-        "    child = Child('c', lambda: ['sh', '-c', 'echo $$ > $0; exec sleep 60', sys.argv[1]], dict(os.environ),"
+        "    command = ['sh', '-c', 'echo $$ > $0; exec sleep 60', sys.argv[1]]\n"
+        "    child = Child('c', lambda: started(lambda: command, os.environ),"
         " lambda *_: False, lambda *_: None)\n"
         "    child.start()\n    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"

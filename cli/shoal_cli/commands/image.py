@@ -66,7 +66,7 @@ async def check(
 async def _platforms(target: Target, image: str, snapshotter: list[str] | None, *, missing: bool = False) -> int | None:
     from shoal_bus.api import content
 
-    from shoal_cli.output import print_json, print_table, short, size
+    from shoal_cli.output import print_json, print_table, printable, short, size
     from shoal_cli.reference import normalise
 
     async with target.client() as client:
@@ -80,13 +80,13 @@ async def _platforms(target: Target, image: str, snapshotter: list[str] | None, 
     for one in found.platforms:
         state = "complete" if one.complete else "partial" if one.present else "absent"
         shown = size(one.size) if one.complete else f"{size(one.size)} of {size(one.total)}" if one.present else ""
-        what = str(one.platform) if one.platform is not None and one.kind == "image" else one.kind
+        what = printable(str(one.platform)) if one.platform is not None and one.kind == "image" else one.kind
         rows.append((what, short(one.manifest.digest), state, shown, ",".join(one.unpacked)))
     print_table(("PLATFORM", "DIGEST", "STATE", "SIZE", "UNPACKED"), rows)
     if missing:
         for one in found.platforms:
             for blob in one.missing if one.present else []:
-                print(f"missing {blob.digest} ({size(blob.size)}, {blob.media_type})")
+                print(f"missing {blob.digest} ({size(blob.size)}, {printable(blob.media_type)})")
     return code
 
 

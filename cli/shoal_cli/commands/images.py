@@ -62,7 +62,7 @@ async def images(
     """List images."""
     from shoal_bus.api import content
 
-    from shoal_cli.output import age, print_json, print_table, short
+    from shoal_cli.output import age, print_json, print_table, printable, short
 
     async with target.client() as client:
         found = await client.collect(content.IMAGE_LIST, content.ListImages(filters=filter or []))
@@ -73,7 +73,7 @@ async def images(
         for image in found:
             print(image.name)
     elif digests:
-        rows = [(i.name, i.target.digest, i.target.media_type, age(i.updated_at)) for i in found]
+        rows = [(i.name, i.target.digest, printable(i.target.media_type), age(i.updated_at)) for i in found]
         print_table(("IMAGE", "DIGEST", "TYPE", "UPDATED"), rows)
     else:
         rows = [(i.name, short(i.target.digest), age(i.created_at), age(i.updated_at)) for i in found]

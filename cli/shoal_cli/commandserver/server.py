@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import _socket
 import asyncio
-import ctypes
 import fcntl
-import gc
-import importlib
 import os
 import pkgutil
 import signal
@@ -17,24 +14,22 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO, cast
 
 import shoal_cli
+from shoal_cli import forks
 from shoal_cli.commandserver import caller, protocol
 
 REQUEST_SECONDS = 5.0
 """How long a caller may take to say what it wants."""
-_KEPT_OPEN, _MOST_FDS = 3, 1 << 20
-_PR_SET_NAME = 15
 
 
 @contextmanager
 def serving(state: Path) -> Iterator[None]:
     """Takes commands at a state directory while the block lasts; what was begun goes on after it."""
     loop = asyncio.get_running_loop()
-    stamps = _load()
+    _load()
     listener = protocol.listen(str(state))
-    loop.add_reader(listener.fileno(), _accept, listener, stamps)
+    loop.add_reader(listener.fileno(), _accept, listener)
     try:
         yield
     finally:
@@ -43,21 +38,16 @@ def serving(state: Path) -> Iterator[None]:
         (state / protocol.SOCKET).unlink(missing_ok=True)
 
 
-def _load() -> dict[str, int]:
-    """Loads every command; when each of our files was changed, by its path."""
-    for module in pkgutil.walk_packages(shoal_cli.__path__, f"{shoal_cli.__name__}."):
-        if not module.name.endswith(".__main__"):
-            importlib.import_module(module.name)
+def _load() -> None:
+    """Loads every command."""
+    modules = (module.name for module in pkgutil.walk_packages(shoal_cli.__path__, f"{shoal_cli.__name__}."))
+    forks.load(*(name for name in modules if not name.endswith(".__main__")))
     from shoal_cli.app import command
 
     command()
-    gc.collect()
-    gc.freeze()  # a collector that looked at it would have every command copy its pages
-    files = [getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("shoal_")]
-    return {file: Path(file).stat().st_mtime_ns for file in files if file}
 
 
-def _accept(listener: _socket.socket, stamps: dict[str, int]) -> None:
+def _accept(listener: _socket.socket) -> None:
     try:
         fd, _address = listener._accept()  # type: ignore[attr-defined]
     except (BlockingIOError, ConnectionAbortedError):
@@ -69,7 +59,7 @@ def _accept(listener: _socket.socket, stamps: dict[str, int]) -> None:
         return
     if not pid:
         try:
-            _command(fd, stamps)
+            _command(fd)
         finally:
             os._exit(1)
     os.close(fd)
@@ -84,13 +74,9 @@ def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
     os.close(pidfd)
 
 
-def _command(fd: int, stamps: dict[str, int]) -> None:
+def _command(fd: int) -> None:
     """This fork becomes the command that is asked for on `fd`, and never returns."""
-    signal.set_wakeup_fd(-1)
-    asyncio._set_running_loop(None)
-    gc.freeze()  # what is the node's is never let go of: its descriptors' numbers are others' from here on
-    os.closerange(_KEPT_OPEN, fd)
-    os.closerange(fd + 1, _MOST_FDS)
+    forks.let_go(fd)
     sock = _socket.socket(fileno=fd)
     pid, uid = protocol.peer(sock)
     if uid != 0:
@@ -104,7 +90,7 @@ def _command(fd: int, stamps: dict[str, int]) -> None:
         identity, arguments, environment = protocol.decode(protocol.receive(sock, length))
         caller.become(pid)
         _take_over(fds, environment)
-        if identity != protocol.identity() or not _unchanged(stamps):
+        if identity != protocol.identity() or not forks.is_current():
             raise caller.Different("the code")
         sock.settimeout(None)
         _die_with(sock)
@@ -119,14 +105,6 @@ def _command(fd: int, stamps: dict[str, int]) -> None:
     os._exit(0)
 
 
-def _unchanged(stamps: dict[str, int]) -> bool:
-    """Whether our code is what was loaded: an upgrade's commands aren't run by the code from before it."""
-    try:
-        return all(Path(file).stat().st_mtime_ns == stamp for file, stamp in stamps.items())
-    except FileNotFoundError:
-        return False
-
-
 def _take_over(fds: list[int], environment: dict[bytes, bytes]) -> None:
     """The caller's streams, working directory and environment are ours."""
     *streams, directory = fds
@@ -135,19 +113,7 @@ def _take_over(fds: list[int], environment: dict[bytes, bytes]) -> None:
     time.tzset()
     os.fchdir(directory)
     os.close(directory)
-    for number, fd in enumerate(streams):
-        os.dup2(fd, number)
-        os.close(fd)
-    # With the encoding that they have in this process: a caller's that reads and writes another is refused.
-    encoding, errors = sys.stdin.encoding, sys.stdin.errors
-    lines = 1 if os.isatty(1) else -1
-    sys.stdin = _open(0, "r", -1, encoding, errors)
-    sys.stdout = _open(1, "w", lines, encoding, errors)
-    sys.stderr = _open(2, "w", 1, encoding, sys.stderr.errors)
-
-
-def _open(fd: int, mode: str, buffering: int, encoding: str, errors: str | None) -> TextIO:
-    return cast(TextIO, open(fd, mode, buffering, encoding, errors, closefd=False))
+    forks.take_streams(*streams, lines=os.isatty(streams[1]))
 
 
 def _die_with(sock: _socket.socket) -> None:
@@ -160,7 +126,7 @@ def _die_with(sock: _socket.socket) -> None:
 def _run(arguments: list[str]) -> int:
     from shoal_cli.app import run
 
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, b"shoal", 0, 0, 0)
+    forks.name("shoal", "shoal " + " ".join(arguments))
     sys.argv = ["shoal", *arguments]
     try:
         code = run(arguments)

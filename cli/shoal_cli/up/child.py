@@ -7,15 +7,17 @@ the bus's files, and the next `up` from starting. Services are written to be kil
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import IO, Protocol
 
 from shoal_bus.errors import FailedPrecondition
+
+from shoal_cli.forks import die_with
 
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.25, 10.0
 HEALTHY_SECONDS = 30.0
@@ -24,23 +26,38 @@ STOP_SECONDS = 15.0
 START_ATTEMPTS = 3
 """A child that fails so often before it was ever ready keeps the node from starting."""
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
 
 def backoff(failures: int) -> float:
     """How long to wait before the next start, after so many failures in a row: 0.25 s, doubled up to 10 s."""
     return float(min(FIRST_BACKOFF_SECONDS * 2 ** max(0, failures - 1), LONGEST_BACKOFF_SECONDS))
 
 
-def _die_with(parent: int) -> Callable[[], None]:
-    def set_death_signal() -> None:
-        # Between fork and exec: nothing here but two system calls.
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+class Running(Protocol):
+    """A process as `subprocess.Popen` has it: what it writes, also as errors, is on `stdout`."""
 
-    return set_death_signal
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def stdout(self) -> IO[bytes] | None: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def wait(self) -> int:
+        """Reaps it: its exit status, or a signal's number below zero."""
+        ...
+
+
+def started(command: Callable[[], Sequence[str]], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A program, as a process that dies with us."""
+    parent = os.getpid()
+    return subprocess.Popen(
+        list(command()),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=dict(environment), cwd="/",
+        start_new_session=True,  # Ctrl-C at the terminal is for us: the order in which they stop matters
+        preexec_fn=lambda: die_with(parent),  # noqa: PLW1509 (no threads here)
+    )  # fmt: skip
 
 
 class Child:
@@ -49,14 +66,13 @@ class Child:
     def __init__(
         self,
         name: str,
-        command: Callable[[], Sequence[str]],
-        environment: Mapping[str, str],
+        begin: Callable[[], Running],
         on_line: Callable[[str, bytes], bool],
         on_restart: Callable[[str, str, float], None],
     ) -> None:
-        self.name, self._command, self._environment = name, command, environment
+        self.name, self._begin = name, begin
         self._on_line, self._on_restart = on_line, on_restart
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Running | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._was_ready = False
@@ -126,13 +142,7 @@ class Child:
 
     async def _run(self) -> int:
         """Runs it once, to its end: its exit status."""
-        process = subprocess.Popen(  # noqa: ASYNC220 (a fork and an exec; asyncio's own would start threads)
-            list(self._command()),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=dict(self._environment), cwd="/",
-            start_new_session=True,  # Ctrl-C at the terminal is for us: the order in which they stop matters
-            preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 (no threads here)
-        )  # fmt: skip
+        process = self._begin()
         self._process = process
         reader = asyncio.create_task(self._read(process))
         try:
@@ -146,7 +156,7 @@ class Child:
             await asyncio.gather(reader, return_exceptions=True)
         return process.wait()
 
-    async def _read(self, process: subprocess.Popen[bytes]) -> None:
+    async def _read(self, process: Running) -> None:
         assert process.stdout is not None
         stream = asyncio.StreamReader(limit=1 << 20)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -179,7 +189,7 @@ def _settle(ended: asyncio.Future[None]) -> None:
         ended.set_result(None)
 
 
-async def _exited(process: subprocess.Popen[bytes]) -> None:
+async def _exited(process: Running) -> None:
     """Returns when the process has ended; it isn't reaped yet, so that its id stays its own."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from shoal_bus.errors import PermissionDenied, ShoalError
 from shoal_bus.node import DEFAULT_ROOT, DEFAULT_STATE, NODE_FILE, Node, default_name, parse_url
 from shoal_bus.subjects import check_node
 
+from shoal_cli import forks
 from shoal_cli.commandserver import server as commandserver
 from shoal_cli.image_mounts import forget_gone
 from shoal_cli.stopping import release_restarts, stop_containers
 from shoal_cli.up.bus import READY, EmbeddedBus
-from shoal_cli.up.child import Child
+from shoal_cli.up.child import Child, Running, started
+from shoal_cli.up.forked import SHARED, Forked
 from shoal_cli.up.lines import Lines
 from shoal_cli.up.lock import only_one
 
@@ -57,6 +60,8 @@ def up(options: UpOptions) -> None:
         raise PermissionDenied("shoal up must run as root", hint="try sudo")
     root, state = options.root.absolute(), options.state.absolute()
     name = check_node(options.node) if options.node else default_name()
+    forks.load(*SHARED)
+    forks.name("shoal-up", " ".join(("shoal", *sys.argv[1:])))
     with only_one(state):
         asyncio.run(_NodeUp(options, name, root, state).run())
 
@@ -68,8 +73,10 @@ class _NodeUp:
         bus = None if options.nats_url else EmbeddedBus(name, root, state)
         address = bus.address if bus is not None else parse_url(options.nats_url)
         self.node = Node(name=name, root=root, state=state, address=address, runtime=options.runtime or "runc")
-        self._bus = self._child(BUS, bus.command, bus.environment) if bus is not None else None
-        self._services = {service: self._child(service, self._command(service)) for service in SERVICES}
+        self._bus = (
+            None if bus is None else self._child(BUS, partial(started, bus.command, _environment(bus.environment)))
+        )
+        self._services = {service: self._child(service, partial(self._begin, service)) for service in SERVICES}
         self._stop = asyncio.Event()
         self._signals = 0
 
@@ -150,21 +157,21 @@ class _NodeUp:
         for group in STOP_ORDER:
             await asyncio.gather(*(self._services[name].stop() for name in group))
 
-    def _command(self, service: str) -> Callable[[], Sequence[str]]:
+    def _begin(self, service: str) -> Running:
         options = self._options
         # They say all they have to say; what is shown is our choice, and "ready" must reach us.
         level = "debug" if options.log_level == "debug" else "info"
-        command = [
-            sys.executable, "-I", "-m", f"shoal_{service}", "--node", self.node.name, "--root", str(self.node.root),
-            "--state", str(self.node.state), "--runtime", self.node.runtime, "--log-level", level,
-            *options.arguments.get(service, ()),
+        arguments = [
+            "--node", self.node.name, "--root", str(self.node.root), "--state", str(self.node.state),
+            "--runtime", self.node.runtime, "--log-level", level, *options.arguments.get(service, ()),
         ]  # fmt: skip
-        return lambda: command
+        package = f"shoal_{service}"
+        if not forks.is_current():
+            return started(lambda: [sys.executable, "-I", "-m", package, *arguments], _environment())
+        return Forked(package, arguments, _environment())
 
-    def _child(self, name: str, command: Callable[[], Sequence[str]], more: Mapping[str, str] | None = None) -> Child:
-        left_out = ("SHOAL_NATS_URL", "SHOAL_NODE", "SHOAL_ROOT", "SHOAL_STATE")
-        environment = {key: value for key, value in os.environ.items() if key not in left_out}
-        return Child(name, command, environment | dict(more or {}), self._heard, self._restarts)
+    def _child(self, name: str, begin: Callable[[], Running]) -> Child:
+        return Child(name, begin, self._heard, self._restarts)
 
     def _heard(self, name: str, line: bytes) -> bool:
         heard = self._lines.take(name, line)
@@ -172,3 +179,9 @@ class _NodeUp:
 
     def _restarts(self, name: str, how: str, pause: float) -> None:
         self._lines.say("process.restarts", "warning", process=name, how=how, in_seconds=pause)
+
+
+def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Ours for our children, who are told all that is theirs."""
+    left_out = ("SHOAL_NATS_URL", "SHOAL_NODE", "SHOAL_ROOT", "SHOAL_STATE")
+    return {key: value for key, value in os.environ.items() if key not in left_out} | dict(more or {})

@@ -105,8 +105,8 @@ class Checks:
     async def unpack(self, ctx: Context, request: UnpackImage) -> UnpackedImage:
         """Unpacks an image whose blobs are here."""
         tools = self._tools
-        image = tools.images.record(ctx.namespace, request.name)
         async with tools.begun(ctx) as nonce:
+            image = tools.images.record(ctx.namespace, request.name)
             source = StoreSource(tools.store, ctx.namespace)
             selection = select(source, image.name, image.target, platform=request.platform, all_platforms=False)
             picked = selection.image

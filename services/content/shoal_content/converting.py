@@ -51,8 +51,8 @@ class Conversions:
         if request.compression is None and not request.oci:
             raise InvalidArgument("nothing to convert", hint="give a compression, or oci")
         tools = self._tools
-        source = tools.images.record(ctx.namespace, request.source)
         async with tools.begun(ctx) as nonce:
+            source = tools.images.record(ctx.namespace, request.source)
             selection = select(
                 StoreSource(tools.store, ctx.namespace), request.source, source.target,
                 platform=request.platform, all_platforms=request.all_platforms,

@@ -31,9 +31,9 @@ class Exports:
     async def run(self, ctx: Context, request: ExportImages) -> ExportedImages:
         """Writes images to an archive."""
         platforms.wanted(request.platform)
-        place = archive_place(self._tools.archives, request.archive)
         tools = self._tools
         async with tools.begun(ctx):
+            place = archive_place(tools.archives, request.archive)
             if ctx.resumed and stat.S_ISFIFO(place.stat().st_mode):
                 raise Aborted("the archive's stream broke off, as the content service ended", hint="save it again")
             named = [self._select(ctx, request, name) for name in sorted(set(request.names))]

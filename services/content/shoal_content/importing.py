@@ -30,9 +30,9 @@ class Imports:
         """Takes the images of an archive, verifies and unpacks them."""
         platforms.wanted(request.platform)  # one that can't be read is refused before anything is
         base = reference.parse(request.base_name) if request.base_name else None
-        place = archive_place(self._tools.archives, request.archive)
         names = Names(base, digests=request.digests, date=time.strftime("%Y-%m-%d", time.gmtime()))
         async with self._tools.begun(ctx) as nonce:
+            place = archive_place(self._tools.archives, request.archive)
             if ctx.resumed and _is_stream(place):
                 raise Aborted("the archive's stream broke off, as the content service ended", hint="load it again")
             return await self._import(ctx, request, nonce, place, names)

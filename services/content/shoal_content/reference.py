@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from shoal_bus.image_reference import DEFAULT_DOMAIN, DEFAULT_TAG, Reference, parse
+from shoal_bus.image_reference import DEFAULT_DOMAIN, DEFAULT_TAG, Reference, is_repository, parse
 
-__all__ = ["DEFAULT_DOMAIN", "DEFAULT_TAG", "Reference", "parse"]
+__all__ = ["DEFAULT_DOMAIN", "DEFAULT_TAG", "Reference", "is_repository", "parse"]

@@ -27,11 +27,12 @@ class Controls:
 
     def __init__(self, database: Database, containers: Containers, tasks: Tasks, supervisor: Supervisor) -> None:
         self._db, self._containers, self._tasks, self._supervisor = database, containers, tasks, supervisor
+        self._processes = tasks.processes
         self._restarts = Rows(database)
 
     def _living(self, ctx: Context, id: str, exec_id: str = "") -> Any:
         """The row of a process that has been created and hasn't ended."""
-        row = self._tasks.require(ctx.namespace, id, exec_id)
+        row = self._processes.require(ctx.namespace, id, exec_id)
         what = f"container {id}" + (f", exec {exec_id}" if exec_id else "")
         if row["status"] == "creating":
             raise FailedPrecondition(f"{what}: is just being created")
@@ -43,7 +44,7 @@ class Controls:
         """Sends a signal to a process, or to all of the container."""
         id, exec_id = request.container_id, request.exec_id
         # A copy that died may have sent it, and that may have been the process's end: its shim knows.
-        row = self._tasks.require(ctx.namespace, id, exec_id) if ctx.resumed else self._living(ctx, id, exec_id)
+        row = self._processes.require(ctx.namespace, id, exec_id) if ctx.resumed else self._living(ctx, id, exec_id)
         if not row["pid"]:
             raise FailedPrecondition(f"container {id}: the process hasn't been started")
         if request.all and exec_id:
@@ -128,7 +129,7 @@ class Controls:
 
     async def close_io(self, ctx: Context, request: api.ProcessRequest) -> Empty:
         """Ends a process's standard input."""
-        self._tasks.require(ctx.namespace, request.container_id, request.exec_id)
+        self._processes.require(ctx.namespace, request.container_id, request.exec_id)
         await self._supervisor.close_stdin(ctx.namespace, request.container_id, request.exec_id)
         return Empty()
 

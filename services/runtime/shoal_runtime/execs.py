@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shoal_bus.api import runtime as api
 from shoal_bus.context import Context
@@ -21,30 +21,29 @@ from shoal_bus.types import Mount, Stdio
 
 from shoal_runtime.containers import Containers
 from shoal_runtime.exits import KILLED, Exits, exit_of
+from shoal_runtime.processes import Processes
+from shoal_runtime.shims import ExitRecord
 from shoal_runtime.spec import fit_to_host
 from shoal_runtime.spec.capabilities import added_for_exec
 from shoal_runtime.spec.check import check_process
 from shoal_runtime.spec.users import find_user
-from shoal_runtime.supervisor import ExitRecord, Supervisor
-
-if TYPE_CHECKING:
-    from shoal_runtime.tasks import Tasks
+from shoal_runtime.supervisor import Supervisor
 
 
 class Execs:
     """The execs of every task."""
 
     def __init__(
-        self, tasks: Tasks, database: Database, containers: Containers, supervisor: Supervisor, exits: Exits
+        self, processes: Processes, database: Database, containers: Containers, supervisor: Supervisor, exits: Exits
     ) -> None:
-        self._tasks, self._db, self._containers = tasks, database, containers
+        self._processes, self._db, self._containers = processes, database, containers
         self._supervisor, self._exits = supervisor, exits
 
     async def add(self, ctx: Context, request: api.ExecTask) -> api.Task:
         """Adds an exec to a task that isn't stopped, and starts it where that is asked for, too."""
         id, exec_id = request.container_id, request.exec_id
-        task = self._tasks.require(ctx.namespace, id)
-        found = self._tasks.find(ctx.namespace, id, exec_id)
+        task = self._processes.require(ctx.namespace, id)
+        found = self._processes.find(ctx.namespace, id, exec_id)
         if found is None:
             if task["status"] not in ("created", "running"):
                 raise FailedPrecondition(f"container {id}: its task is {task['status']}, an exec needs a running one")
@@ -101,17 +100,17 @@ class Execs:
 
     async def start(self, ctx: Context, id: str, exec_id: str, *, added: bool = False) -> api.Task:
         """Starts an exec, and answers `ctx` with it. `added` by the same request, it is told of once it has started."""
-        row = self._tasks.require(ctx.namespace, id, exec_id)
+        row = self._processes.require(ctx.namespace, id, exec_id)
         if row["status"] != "created" or row["start_request"] not in ("", ctx.id):
             raise FailedPrecondition(f"container {id}: its exec {exec_id} has been started already")
-        self._tasks.set_start(ctx, id, exec_id)
+        self._processes.set_start(ctx, id, exec_id)
         try:
             pid = await self._supervisor.exec(
                 ctx.namespace, id, exec_id, process=unpack(row["process"]), stdio=Stdio.unpack(row["stdio"]),
                 request_id=ctx.id,
             )  # fmt: skip
         except Exception:
-            self._tasks.unstart(ctx.namespace, id, exec_id)
+            self._processes.unstart(ctx.namespace, id, exec_id)
             raise
         with self._db.write() as tx:
             started = tx.execute(
@@ -140,7 +139,7 @@ class Execs:
         self, namespace: str, id: str, exec_id: str, *, force: bool = False, answer: Context | None = None
     ) -> api.Exit:
         """The same, as the end of a request (`answer`) or of nobody's; the exec's lock is held."""
-        row = self._tasks.require(namespace, id, exec_id)
+        row = self._processes.require(namespace, id, exec_id)
         if row["status"] == "running" and not force:
             raise FailedPrecondition(f"container {id}: its exec {exec_id} is running", hint="kill it first")
         record: ExitRecord | None = None

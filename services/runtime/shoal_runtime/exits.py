@@ -19,7 +19,7 @@ from shoal_bus.database import Database, Transaction
 from shoal_bus.errors import NotFound
 from shoal_bus.message import Message
 
-from shoal_runtime.supervisor import ExitRecord
+from shoal_runtime.shims import ExitRecord
 
 log = structlog.get_logger(__name__)
 

@@ -17,7 +17,8 @@ from shoal_bus.message import now
 from shoal_runtime.bundles import Bundles
 from shoal_runtime.exits import KILLED, Exits
 from shoal_runtime.removal import lock_key
-from shoal_runtime.supervisor import ExitRecord, Found, Supervisor
+from shoal_runtime.shims import ExitRecord, Found
+from shoal_runtime.supervisor import Supervisor
 from shoal_runtime.tasks import Tasks
 
 log = structlog.get_logger(__name__)
@@ -31,6 +32,7 @@ class Reconciliation:
     ) -> None:
         self._db, self._locks, self._supervisor = database, locks, supervisor
         self._tasks, self._exits, self._bundles = tasks, exits, bundles
+        self._processes = tasks.processes
 
     async def run(self, found: Sequence[Found]) -> None:
         """Mends what differs. `found` is what `Supervisor.start` saw; exits it heard of are recorded already."""
@@ -48,22 +50,24 @@ class Reconciliation:
                 self._locks.release(lock)
 
     async def _mend(self, namespace: str, id: str) -> None:
-        row = self._tasks.find(namespace, id)
+        row = self._processes.find(namespace, id)
         if row is None:
             await self._remove_stray(namespace, id)
         elif row["status"] == "creating":
-            if not self._tasks.is_begun(row["request_id"]):
+            if not self._processes.is_begun(row["request_id"]):
                 await self._tasks.undo_creation(namespace, id)
                 log.warning("task.undone", namespace=namespace, container=id, reason="its creation wasn't finished")
         elif row["status"] != "stopped" and not await self._is_supervised(namespace, id):
-            row = self._tasks.find(namespace, id)
+            row = self._processes.find(namespace, id)
             if row is None or row["status"] == "stopped":
                 return  # its shim was dead, and how it ended has just been found out
             # After a reboot, say. A start that was under way is finished by its request, which finds no shim either.
             for exec_id, pid in self._tasks.execs.running(namespace, id):
                 self._exits.heard(ExitRecord(namespace, id, pid, KILLED, now(), exec_id))
             lost = ExitRecord(namespace, id, row["pid"], KILLED, now())
-            if not (row["start_request"] and row["status"] == "created" and self._tasks.is_begun(row["start_request"])):
+            if not (
+                row["start_request"] and row["status"] == "created" and self._processes.is_begun(row["start_request"])
+            ):
                 self._exits.heard(lost)
             await asyncio.to_thread(self._bundles.remove, namespace, id)
             log.warning("task.lost", namespace=namespace, container=id, exit_status=KILLED)

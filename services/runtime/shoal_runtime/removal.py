@@ -64,6 +64,7 @@ class Removal:
         self, database: Database, locks: Locks, containers: Containers, tasks: Tasks, client_of: Callable[[str], Client]
     ) -> None:
         self._db, self._locks, self._containers, self._tasks = database, locks, containers, tasks
+        self._processes = tasks.processes
         self._client_of = client_of
         self._wake = asyncio.Event()
         self._busy: dict[_Key, asyncio.Task[None]] = {}
@@ -78,7 +79,7 @@ class Removal:
     # ------------------------------------------------------------------------------------------------------------ verbs
 
     async def remove(self, ctx: Context, request: api.RemoveContainer) -> Empty:
-        row = self._tasks.find(ctx.namespace, request.id)
+        row = self._processes.find(ctx.namespace, request.id)
         known = self.plan_of(ctx.namespace, request.id) or self._containers.find(ctx.namespace, request.id) or row
         if known is None and not ctx.resumed:
             raise NotFound(f"container {request.id}: not found")
@@ -109,7 +110,7 @@ class Removal:
             tx.execute("DELETE FROM runs WHERE namespace = ? AND id = ?", (namespace, id))
 
     async def _end_task(self, namespace: str, id: str) -> None:
-        row = self._tasks.find(namespace, id)
+        row = self._processes.find(namespace, id)
         if row is None:
             return
         if row["status"] == "creating":

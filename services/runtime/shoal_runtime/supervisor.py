@@ -1,4 +1,4 @@
-"""The runtime service's side of supervision: finds shims, asks for new ones, hears of exits, cleans up after dead ones.
+"""The runtime service's side of supervision: finds shims, asks for new ones, hears of exits.
 
 Shims outlive this process; every copy of the service is connected to every shim of the node. An exit may therefore be
 heard by several copies, and more than once: recording it is a compare-and-set of the service's database.
@@ -7,16 +7,12 @@ heard by several copies, and more than once: recording it is a compare-and-set o
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shutil
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from shoal_bus.errors import (
@@ -26,51 +22,20 @@ from shoal_bus.errors import (
     ShoalError,
     Unavailable,
 )
-from shoal_bus.limits import inherited_open_files
 from shoal_bus.locks import Locks
 from shoal_bus.types import Mount, Stdio
 
-from shoal_runtime.connection import CALL_SECONDS, ShimConnection, open_socket
+from shoal_runtime.connection import CALL_SECONDS, ShimConnection
+from shoal_runtime.dead_shims import DeadShims
 from shoal_runtime.grace import GracePeriod
-from shoal_runtime.shim import protocol, specification, zygote
-from shoal_runtime.takedown import KILLED, is_alive, remove_container
+from shoal_runtime.shim import protocol, specification
+from shoal_runtime.shims import ExitRecord, Found, exit_record, place_of
 from shoal_runtime.turns import Turns
+from shoal_runtime.zygotes import ZygoteKeeper
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
-START_SECONDS = 10.0
 _WATCH_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class ExitRecord:
-    """How a process of a container ended: 128 + the signal's number where a signal ended it."""
-
-    namespace: str
-    id: str
-    pid: int
-    exit_status: int
-    exited_at: datetime
-    exec_id: str = ""
-    """Which exec it was; empty for the container's first process."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A container that was there when this copy started: `status` is the shim's word, or `dead` without one."""
-
-    namespace: str
-    id: str
-    pid: int
-    status: str
-    bundle: str
-
-
-def place_of(namespace: str, id: str) -> str:
-    """The name of a shim's directory: short, and safe whatever the names."""
-    return hashlib.blake2b(f"{namespace}\0{id}".encode(), digest_size=10).hexdigest()
 
 
 class Supervisor:
@@ -86,9 +51,9 @@ class Supervisor:
         """`on_oom` is called with namespace, id and the number of OOM kills so far."""
         self._state, self._locks, self._on_exit, self._on_oom = state, locks, on_exit, on_oom
         self._places = state / "shims"
+        self._zygote = ZygoteKeeper(state)
+        self._dead = DeadShims(self._places, locks, on_exit)
         self._shims: dict[str, ShimConnection] = {}
-        self._zygote: asyncio.StreamWriter | None = None
-        self._starting = asyncio.Lock()
         self._turns = Turns(max(8, 4 * (os.cpu_count() or 1)))
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -99,8 +64,8 @@ class Supervisor:
     async def start(self) -> list[Found]:
         """Finds the shims that run and takes down what dead ones left; exits that happened meanwhile are told."""
         self._places.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self._want_zygote()
-        await self._sweep_half_made()
+        await self._zygote.want()
+        await self._dead.sweep_half_made()
         found = [
             entry
             for name in sorted(p.name for p in self._places.iterdir())
@@ -117,8 +82,7 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for shim in list(self._shims.values()):
             await shim.close()
-        if self._zygote is not None:
-            self._zygote.close()
+        await self._zygote.close()
         await self._grace_period.close()
 
     def _spawn(self, work: Any) -> None:
@@ -132,13 +96,13 @@ class Supervisor:
             return None  # one that is just being made, or a group's
         record = protocol.read_json(str(self._places / name), protocol.RECORD)
         if record is None:
-            await self._sweep(name)  # it died while it removed everything, and had got so far
+            await self._dead.sweep(name)  # it died while it removed everything, and had got so far
             return None
         try:
             hello = (await self._connected(name)).hello
         except (OSError, ShoalError):
             try:
-                exit = await self._take_down(name)
+                exit = await self._dead.take_down(name)
             except Exception as error:  # one container is no reason not to start
                 foreseen = isinstance(error, ShoalError)
                 log.warning("shim.not_found", container=record["id"], error=str(error), exc_info=not foreseen)
@@ -167,51 +131,7 @@ class Supervisor:
         try:
             await self._connected(name)
         except ConnectionRefusedError:
-            await self._take_down(name)
-
-    async def _want_zygote(self) -> None:
-        """Keeps a connection to the zygote, and starts it where there is none."""
-        if self._zygote is not None and not self._zygote.is_closing():
-            return
-        async with self._starting:
-            if self._zygote is not None and not self._zygote.is_closing():
-                return
-            reader, writer = await self._reach_zygote(self._connect_to_zygote)
-            self._zygote = writer
-            self._spawn(self._hear_zygote(reader, writer))
-
-    async def _hear_zygote(self, reader: asyncio.StreamReader, zygote: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while await reader.read(4096):
-                pass
-        zygote.close()
-        if self._zygote is zygote:  # and nobody has had it started again already
-            self._zygote = None
-        if not self._closed:
-            log.warning("zygote.lost")
-            await self._want_zygote()
-
-    async def _connect_to_zygote(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_unix_connection(sock=open_socket(str(self._state), protocol.ZYGOTE_SOCKET))
-
-    async def _reach_zygote(self, connect: Callable[[], Awaitable[T]]) -> T:
-        """What `connect` does at one of its sockets; the zygote is started where nobody listens."""
-        ends = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                return await connect()
-            except (FileNotFoundError, ConnectionRefusedError):
-                if time.monotonic() > ends:
-                    raise Unavailable("the zygote doesn't start", hint="see the runtime service's log") from None
-            starting = await asyncio.create_subprocess_exec(
-                *zygote.command(str(self._state), inherited_open_files()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-                cwd="/",
-            )
-            await starting.wait()
-            await asyncio.sleep(0.01)
+            await self._dead.take_down(name)
 
     # ------------------------------------------------------------------------------------------------------ operations
 
@@ -275,7 +195,7 @@ class Supervisor:
             return pid
         except BaseException:
             await shim.close()
-            await self._sweep_half_made(name)
+            await self._dead.sweep_half_made(name)
             raise
         return int(reply["pid"])
 
@@ -285,9 +205,9 @@ class Supervisor:
             with suppress(FileNotFoundError, ConnectionRefusedError):
                 place = str(self._places / (group + protocol.GROUP))
                 return await ShimConnection.connect(self, name, place, protocol.SOCKET)
-        await self._want_zygote()
+        await self._zygote.want()
         state = str(self._state)
-        return await self._reach_zygote(lambda: ShimConnection.connect(self, name, state, protocol.SHIM_SOCKET))
+        return await self._zygote.reach(lambda: ShimConnection.connect(self, name, state, protocol.SHIM_SOCKET))
 
     async def _created_before(self, name: str, id: str, request_id: str) -> int | None:
         """The pid an earlier call of this request made; None when nothing is left of it. ALREADY_EXISTS if alive."""
@@ -302,8 +222,8 @@ class Supervisor:
                 if state["status"] != "creating":
                     return int(state["pid"])
                 await asyncio.sleep(0.02)
-        await self._take_down(name)
-        await self._sweep(name)
+        await self._dead.take_down(name)
+        await self._dead.sweep(name)
         return None
 
     async def start_task(self, namespace: str, id: str) -> int:
@@ -359,7 +279,7 @@ class Supervisor:
     async def delete_exec(self, namespace: str, id: str, exec_id: str, force: bool = False) -> ExitRecord:
         """Forgets an exec that has ended, once its last words are out, and says how; `force` kills what still runs."""
         reply = await self._ask(namespace, id, {"op": "delete_exec", "exec": exec_id, "force": force})
-        return _exit_record(namespace, id, reply["exit"], exec_id)
+        return exit_record(namespace, id, reply["exit"], exec_id)
 
     async def delete(self, namespace: str, id: str, force: bool = False) -> ExitRecord | None:
         """Removes the container and everything made for it, its shim last; how it ended, or None if nothing was there.
@@ -368,46 +288,21 @@ class Supervisor:
         """
         name = place_of(namespace, id)
         if not (self._places / name).exists():
-            await self._sweep_half_made(name)
+            await self._dead.sweep_half_made(name)
             return None
         record: ExitRecord | None
         try:
             shim = await self._connected(name)
             reply = await shim.ask({"op": "delete", "force": force})
-            record = _exit_record(namespace, id, reply["exit"])
+            record = exit_record(namespace, id, reply["exit"])
         except (OSError, Unavailable):
             group = (protocol.read_json(str(self._places / name), protocol.RECORD) or {}).get("group")
-            record = await self._take_down(name)
+            record = await self._dead.take_down(name)
             if group:
-                await self._sweep_group(group)
-            await self._sweep_half_made(name)
-        await self._sweep(name)
+                await self._dead.sweep_group(group)
+            await self._dead.sweep_half_made(name)
+        await self._dead.sweep(name)
         return record
-
-    async def _sweep(self, name: str) -> None:
-        """Removes a dead shim's directory: at once, and not while another copy takes down what it stands for."""
-        if not (self._places / name).exists():
-            return
-        async with self._locks.hold(f"shim {name}"):
-            away = self._places / f"{name}.{os.getpid()}"
-            with suppress(FileNotFoundError):
-                (self._places / name).rename(away)
-            await asyncio.to_thread(shutil.rmtree, away, True)
-
-    async def _sweep_group(self, group: str) -> None:
-        """Removes the directory of a group whose shim is dead."""
-        async with self._locks.hold(f"shim-group {group}"):
-            try:
-                protocol.connect(str(self._places / (group + protocol.GROUP)), protocol.SOCKET).close()
-            except OSError:
-                await self._sweep(group + protocol.GROUP)  # nobody has begun it anew
-
-    async def _sweep_half_made(self, name: str = "") -> None:
-        """Removes what those left (of the container `name`, or of any) who died making a directory, or removing one."""
-        for place in self._places.glob(f"{name}*.*"):
-            maker = place.suffix.removeprefix(".")
-            if maker.isdigit() and not protocol.start_time(int(maker)):
-                await asyncio.to_thread(shutil.rmtree, place, True)
 
     async def _ask(self, namespace: str, id: str, request: dict[str, Any]) -> dict[str, Any]:
         name = place_of(namespace, id)
@@ -416,7 +311,7 @@ class Supervisor:
         except FileNotFoundError:
             raise NotFound(f"container {id}: has no running task") from None
         except OSError:
-            await self._take_down(name)
+            await self._dead.take_down(name)
             raise NotFound(f"container {id}: its shim is dead, and so is it") from None
         return await shim.ask(request)
 
@@ -439,7 +334,7 @@ class Supervisor:
 
     def exited(self, hello: dict[str, Any], event: dict[str, Any]) -> None:
         """A shim told of an exit."""
-        self._on_exit(_exit_record(hello["namespace"], hello["id"], event, event.get("exec", "")))
+        self._on_exit(exit_record(hello["namespace"], hello["id"], event, event.get("exec", "")))
 
     def out_of_memory(self, hello: dict[str, Any], event: dict[str, Any]) -> None:
         """A shim told how many OOM kills there have been."""
@@ -459,44 +354,4 @@ class Supervisor:
             return  # it had made nothing yet, or has removed everything
         except (OSError, ShoalError):
             with suppress(Unavailable):  # it is there again, made anew, and `_watch` finds it
-                await self._take_down(name)
-
-    async def _take_down(self, name: str) -> ExitRecord | None:
-        """What a dead shim left: its container is killed, its rootfs unmounted, the exit told (137, if unrecorded)."""
-        place = str(self._places / name)
-        async with self._locks.hold(f"shim {name}"):
-            record = protocol.read_json(place, protocol.RECORD)
-            if record is None:
-                return None
-            if await asyncio.to_thread(is_alive, place):
-                # Another copy has had it made anew meanwhile, or it is stuck: whoever asks again finds out.
-                raise Unavailable(f"container {record['id']}: its shim is alive, and doesn't answer")
-            exit = protocol.read_json(place, protocol.EXIT)
-            if exit is None or not exit.get("taken_down"):
-                why = (protocol.read_json(place, protocol.LAST_WORD) or {}).get("why", "killed")
-                log.warning(
-                    "shim.dead", namespace=record["namespace"], container=record["id"], exited=exit is not None, why=why
-                )
-                exit = await asyncio.to_thread(remove_container, place, record, exit)
-                protocol.write_durably(place, protocol.EXIT, exit)
-            execs = list(_execs_of(place, exit))  # before another copy may remove the directory
-        taken = _exit_record(record["namespace"], record["id"], exit)
-        for exec_id, ended in execs:
-            self._on_exit(_exit_record(taken.namespace, taken.id, ended, exec_id))
-        if taken.pid:
-            self._on_exit(taken)  # without a pid there never was a process that could exit
-        return taken
-
-
-def _execs_of(place: str, exit: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """How the execs ended that a dead shim had started: as it had recorded, or with their container."""
-    for name in sorted(entry.name for entry in Path(place).iterdir()):
-        if name.startswith(protocol.EXEC) and name.endswith(".json"):
-            record = protocol.read_json(place, name) or {}
-            killed = {"exit_status": KILLED, "exited_at": exit["exited_at"]}
-            yield name.removeprefix(protocol.EXEC).removesuffix(".json"), killed | record
-
-
-def _exit_record(namespace: str, id: str, exit: dict[str, Any], exec_id: str = "") -> ExitRecord:
-    when = datetime.fromtimestamp(exit["exited_at"], UTC)
-    return ExitRecord(namespace, id, int(exit["pid"]), int(exit["exit_status"]), when, exec_id)
+                await self._dead.take_down(name)

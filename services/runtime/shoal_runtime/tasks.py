@@ -14,12 +14,11 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import structlog
 from shoal_bus.api import runtime as api
 from shoal_bus.context import Context
-from shoal_bus.database import Database, Transaction
+from shoal_bus.database import Database
 from shoal_bus.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from shoal_bus.filters import Field, compile_filters
 from shoal_bus.message import now, pack
@@ -29,8 +28,10 @@ from shoal_runtime.bundles import Bundles
 from shoal_runtime.containers import Containers
 from shoal_runtime.execs import Execs
 from shoal_runtime.exits import KILLED, Exits, exit_of
+from shoal_runtime.processes import Processes, row_of, task_of
+from shoal_runtime.shims import ExitRecord
 from shoal_runtime.spec import fit_to_host
-from shoal_runtime.supervisor import ExitRecord, Supervisor
+from shoal_runtime.supervisor import Supervisor
 from shoal_runtime.takedown import remove_cgroups
 
 log = structlog.get_logger(__name__)
@@ -48,27 +49,8 @@ class Tasks:
     ) -> None:
         self._db, self._containers, self._supervisor = database, containers, supervisor
         self._exits, self._bundles = exits, bundles
-        self.execs = Execs(self, database, containers, supervisor, exits)
-
-    def find(self, namespace: str, id: str, exec_id: str = "") -> Any | None:
-        """The row of a process, by default of the first one, or None."""
-        return self._db.read_one(
-            "SELECT * FROM tasks WHERE namespace = ? AND id = ? AND exec_id = ?", (namespace, id, exec_id)
-        )
-
-    def require(self, namespace: str, id: str, exec_id: str = "") -> Any:
-        """The row of a process, or NOT_FOUND, which says what isn't there: the exec, the task, or the container."""
-        row = self.find(namespace, id, exec_id)
-        if row is None:
-            if exec_id and self.find(namespace, id) is not None:
-                raise NotFound(f"container {id}: has no exec {exec_id}")
-            self._containers.require(namespace, id)
-            raise NotFound(f"container {id}: has no task")
-        return row
-
-    def is_begun(self, request_id: str) -> bool:
-        """Whether a request is under way, or will be resumed. One that isn't has left what it couldn't undo."""
-        return bool(self._db.read("SELECT 1 FROM requests WHERE id = ? AND state = 'begun'", (request_id,)))
+        self.processes = Processes(database, containers, exits)
+        self.execs = Execs(self.processes, database, containers, supervisor, exits)
 
     # ------------------------------------------------------------------------------------------------------------ verbs
 
@@ -89,7 +71,7 @@ class Tasks:
     async def delete(self, ctx: Context, request: api.DeleteTask) -> api.Exit:
         if request.exec_id:
             return await self.execs.delete(ctx, request.container_id, request.exec_id, request.force)
-        row = self.require(ctx.namespace, request.container_id)
+        row = self.processes.require(ctx.namespace, request.container_id)
         if row["status"] == "creating":
             await self.undo_creation(ctx.namespace, request.container_id)
             raise NotFound(f"container {request.container_id}: has no task")
@@ -100,7 +82,7 @@ class Tasks:
         return await self.end(ctx.namespace, request.container_id, answer=ctx)
 
     async def get(self, ctx: Context, request: api.ProcessRequest) -> api.Task:
-        return task_of(self.require(ctx.namespace, request.container_id, request.exec_id))
+        return task_of(self.processes.require(ctx.namespace, request.container_id, request.exec_id))
 
     async def list(self, ctx: Context, request: api.ListTasks) -> AsyncIterator[api.Task]:
         """Every task that a filter matches, in the order of their ids."""
@@ -139,8 +121,8 @@ class Tasks:
         require_runtime(chosen.binary_name or container.runtime)
         if checkpoint and not os.path.isdir(checkpoint):  # noqa: PTH112, ASYNC240 (a moment)
             raise NotFound(f"checkpoint {checkpoint}: there is no such directory")
-        found = self.find(ctx.namespace, id)
-        if found is not None and found["status"] == "creating" and not self.is_begun(found["request_id"]):
+        found = self.processes.find(ctx.namespace, id)
+        if found is not None and found["status"] == "creating" and not self.processes.is_begun(found["request_id"]):
             await self.undo_creation(ctx.namespace, id)
             found = None
         if found is not None and found["request_id"] == ctx.id and found["status"] != "creating":
@@ -175,7 +157,7 @@ class Tasks:
             )
             tx.emit(ctx.namespace, api.TASKS_CREATE, created)
             exit = self._exits.settle(tx, ctx.namespace, id)
-            task = task_of(_row(tx, ctx.namespace, id))
+            task = task_of(row_of(tx, ctx.namespace, id))
             if answers:
                 ctx.answer(tx, task)
         if exit is not None:
@@ -221,20 +203,20 @@ class Tasks:
 
     async def begin_to_run(self, ctx: Context, id: str) -> api.Task:
         """Starts a created task and answers `ctx` with it."""
-        row = self.require(ctx.namespace, id)
+        row = self.processes.require(ctx.namespace, id)
         again = row["start_request"] == ctx.id
         if row["status"] != "created" or (row["start_request"] and not again):
             if row["status"] == "creating":
                 raise FailedPrecondition(f"container {id}: its task is just being created")
             raise FailedPrecondition(f"container {id}: its task has been started already, and is {row['status']}")
-        self.set_start(ctx, id, "")
+        self.processes.set_start(ctx, id, "")
         pid = row["pid"]
         try:
             status = await self._status(ctx.namespace, id) if again else "created"
             if status == "created":
                 pid = await self._supervisor.start_task(ctx.namespace, id)
         except Exception:
-            self.unstart(ctx.namespace, id, "")
+            self.processes.unstart(ctx.namespace, id, "")
             raise
         with self._db.write() as tx:
             tx.execute(
@@ -246,31 +228,11 @@ class Tasks:
             if exit is None and status == "gone":
                 lost = ExitRecord(ctx.namespace, id, pid, KILLED, now())
                 exit = self._exits.record(tx, lost)
-            task = task_of(_row(tx, ctx.namespace, id))
+            task = task_of(row_of(tx, ctx.namespace, id))
             ctx.answer(tx, task)
         if exit is not None:
             self._exits.announce(ctx.namespace, exit)
         return task
-
-    def set_start(self, ctx: Context, id: str, exec_id: str) -> None:
-        """Writes down that a start is under way, before its first effect."""
-        with self._db.write() as tx:
-            ctx.begin(tx)
-            tx.execute(
-                "UPDATE tasks SET start_request = ? WHERE namespace = ? AND id = ? AND exec_id = ?",
-                (ctx.id, ctx.namespace, id, exec_id),
-            )
-
-    def unstart(self, namespace: str, id: str, exec_id: str) -> None:
-        """A start has failed: what waited for it to be told is told."""
-        with self._db.write() as tx:
-            tx.execute(
-                "UPDATE tasks SET start_request = '' WHERE namespace = ? AND id = ? AND exec_id = ?",
-                (namespace, id, exec_id),
-            )
-            exit = self._exits.settle(tx, namespace, id, exec_id)
-        if exit is not None:
-            self._exits.announce(namespace, exit)
 
     async def _status(self, namespace: str, id: str) -> str:
         """The shim's word, for a start that a dead copy began: it may have come through, and be over."""
@@ -290,7 +252,7 @@ class Tasks:
         await self._bundles.discard(namespace, id)
         told: api.Exit | None = None
         with self._db.write() as tx:
-            row = _row(tx, namespace, id)
+            row = row_of(tx, namespace, id)
             lost = self.execs.end_all(tx, namespace, id)
             if row["status"] != "stopped":
                 tx.execute(
@@ -302,7 +264,7 @@ class Tasks:
                     told = self._exits.record(tx, exited)
                 else:
                     told = self._exits.settle(tx, namespace, id)
-                row = _row(tx, namespace, id)
+                row = row_of(tx, namespace, id)
             exit = exit_of(row)
             tx.execute("DELETE FROM tasks WHERE namespace = ? AND id = ?", (namespace, id))
             gone = api.TaskDeleted(
@@ -324,20 +286,6 @@ def require_runtime(runtime: str) -> None:
         raise FailedPrecondition(
             f"runtime {runtime} not found on PATH", hint="install it, or name another with --runtime"
         )
-
-
-def _row(tx: Transaction, namespace: str, id: str) -> Any:
-    return tx.execute("SELECT * FROM tasks WHERE namespace = ? AND id = ? AND exec_id = ''", (namespace, id)).fetchone()
-
-
-def task_of(row: Any) -> api.Task:
-    """What a row says of a process."""
-    stopped = row["status"] == "stopped"
-    return api.Task(
-        container_id=row["id"], exec_id=row["exec_id"], pid=row["pid"], status=row["status"], bundle=row["bundle"],
-        stdio=Stdio.unpack(row["stdio"]), exit_status=row["exit_status"] if stopped else 0,
-        exited_at=exit_of(row).exited_at if stopped else None,
-    )  # fmt: skip
 
 
 def _fields(task: api.Task) -> Field:

@@ -46,6 +46,7 @@ class Starts:
         """`on_held` is called when restarts are held, or no longer."""
         self._db, self._rows, self._on_held, self._interval = database, rows, on_held, interval
         self._containers, self._tasks, self._removal = containers, tasks, removal
+        self._processes = tasks.processes
 
     # ------------------------------------------------------------------------------------------------------------ verbs
 
@@ -54,7 +55,7 @@ class Starts:
         plan = self._rows.plan(ctx.namespace, request.id, ctx.id)
         if plan is None:
             container = self._containers.require(ctx.namespace, request.id)
-            row = self._tasks.find(ctx.namespace, request.id)
+            row = self._processes.find(ctx.namespace, request.id)
             if row is not None and row["status"] != "stopped":
                 raise FailedPrecondition(f"container {request.id}: has a task, which is {row['status']}")
             plan = await self._plan(ctx, container)
@@ -109,7 +110,7 @@ class Starts:
 
     def _earlier(self, namespace: str, id: str) -> Plan:
         """What its last task was made of, as far as that is known."""
-        row = self._tasks.find(namespace, id)
+        row = self._processes.find(namespace, id)
         if row is None:
             return self._rows.earlier_plan(namespace, id) or Plan()
         rootfs = [Mount.of(mount) for mount in unpack(row["rootfs"])]
@@ -126,7 +127,7 @@ class Starts:
 
     async def _carry_out(self, ctx: Context, id: str, plan: Plan) -> api.Task:
         try:
-            row = self._tasks.find(ctx.namespace, id)
+            row = self._processes.find(ctx.namespace, id)
             if row is not None and row["request_id"] != ctx.id:
                 await self._tasks.end(ctx.namespace, id)
             await self._tasks.begin(ctx, id, plan.rootfs, plan.stdio)
@@ -139,7 +140,7 @@ class Starts:
 
     async def _undo(self, ctx: Context, id: str) -> None:
         """A task that couldn't be started is in the way of the next one."""
-        row = self._tasks.find(ctx.namespace, id)
+        row = self._processes.find(ctx.namespace, id)
         if row is not None and row["request_id"] == ctx.id and row["status"] == "created":
             await self._tasks.end(ctx.namespace, id)
         with self._db.write() as tx:

@@ -93,6 +93,13 @@ def of_this_process() -> list[str]:
     return found
 
 
+def points() -> list[str]:
+    """Where the hierarchies are mounted."""
+    if not _known:
+        prepare()
+    return [point for point, _, _ in _known]
+
+
 def remove(directory: str) -> bool:
     """Removes a cgroup without processes, with those below it; whether it is gone."""
     try:

@@ -7,7 +7,7 @@ import _socket
 import os
 import select
 
-from shoal_runtime.shim import cgroups, codec, files, mounts, protocol, specification
+from shoal_runtime.shim import cgroups, codec, files, mounts, protocol, shortcuts, specification
 from shoal_runtime.shim.loop import Connection, Loop, serve
 from shoal_runtime.shim.oci import PID_FILE, OciRuntime
 from shoal_runtime.shim.oom import OomWatch
@@ -316,8 +316,8 @@ class Container:
                     f"{self._bundle}/{PID_FILE}",
                     self._recorded(restored),
                 )
-            elif self._oci.is_runc and "poststart" not in self._facts["hooks"] and os.path.exists(self._oci.exec_fifo):
-                self._start_by_fifo(done)
+            elif "poststart" not in self._facts["hooks"] and os.path.exists(f"{self._oci.place}/{shortcuts.FIFO}"):
+                shortcuts.start(self._loop, self._oci, self._init, self._or_is("running", done))
             else:
                 self._oci.start(self._or_is("running", done))
 
@@ -333,37 +333,6 @@ class Container:
                 self._oci.state(lambda found: end(None if found == status else error))
 
         return done
-
-    def _start_by_fifo(self, done: Done) -> None:
-        """What `runc start` does, without starting runc: reads the FIFO that the first process waits to write to."""
-        fd = os.open(self._oci.exec_fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-
-        def finish(error: ShimError | None) -> None:
-            self._loop.forget(fd)
-            os.close(fd)
-            if exited in self._init.when_exited:
-                self._init.when_exited.remove(exited)
-            done(error)
-
-        def written(_: int) -> bool:
-            try:
-                data = os.read(fd, 16)
-            except BlockingIOError:
-                return False
-            if data:
-                os.unlink(self._oci.exec_fifo)
-                finish(None)
-            return bool(data)
-
-        def exited() -> None:
-            # It may have been started and be done already, faster than the FIFO was read.
-            if not written(0):
-                finish(
-                    ShimError("FAILED_PRECONDITION", f"container {self._id}: its process ended before it was started")
-                )
-
-        self._init.when_exited.append(exited)
-        self._loop.watch(fd, select.POLLIN, lambda events: (written(events), None)[1])
 
     def _exec(self, message: dict[str, Any], reply: Reply) -> None:
         """Starts a further process; asked again by the same request, it answers with what that started."""
@@ -567,13 +536,12 @@ class Container:
         self._exclusively(ended, delete)
 
     def _forget(self) -> bool:
-        """What runc's `delete` does with a stopped container, without starting runc; whether nothing is left of it.
+        """Deletes a stopped container without starting its runtime; whether nothing is left of it.
 
         Only where no process can be left, nothing is to be run, and nothing else is to be undone.
         """
         facts = self._facts
-        simple = facts["own_pids"] and "poststop" not in facts["hooks"]
-        return simple and self._oci.is_runc and self._oci.forget()
+        return facts["own_pids"] and "poststop" not in facts["hooks"] and shortcuts.forget(self._oci)
 
     def _again(self, work: Callable[[Done], None], end: Done) -> None:
         self._busy = True

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from shoal_runtime.shim import cgroups, codec, mounts
-from shoal_runtime.shim.files import read, remove, unlink
+from shoal_runtime.shim import codec, mounts
+from shoal_runtime.shim.files import read, unlink
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.protocol import ShimError
 
@@ -25,31 +25,36 @@ class OciRuntime:
     """One container of one runtime. `options` are containerd's runc options, those that concern the command line."""
 
     def __init__(self, loop: Loop, binary: str, root: str, bundle: str, id: str, options: dict[str, Any]) -> None:
-        self._loop, self.binary, self._root, self._bundle, self._id = loop, binary, root, bundle, id
+        self._loop, self.binary, self._root, self._bundle, self.id = loop, binary, root, bundle, id
         self._options = options
         self._runs, self.failed = 0, False
         self.has_hooks = True
         """They inherit what is in the runtime's environment."""
 
     @property
-    def exec_fifo(self) -> str:
-        """What runc's created container waits on: it starts when somebody reads it."""
-        return f"{self._root}/{self._id}/exec.fifo"
+    def kind(self) -> str:
+        """Which runtime it is by its name: those that we know more of are `runc` and `crun`."""
+        return os.path.basename(self.binary)
 
     @property
-    def is_runc(self) -> bool:
-        return os.path.basename(self.binary) == "runc"
+    def place(self) -> str:
+        """The directory where runc, and crun, keep what they know of the container."""
+        return f"{self._root}/{self.id}"
+
+    @property
+    def uses_systemd(self) -> bool:
+        return bool(self._options.get("systemd_cgroup"))
 
     def create(self, files: Mapping[int, int], console: str, done: Done) -> None:
         """Creates the container with its first process waiting to be started."""
         arguments = ["create", "--bundle", self._bundle, "--pid-file", f"{self._bundle}/{PID_FILE}"]
-        self._run([*arguments, *self._starting(console), self._id], done, files=files)
+        self._run([*arguments, *self._starting(console), self.id], done, files=files)
 
     def restore(self, images: str, files: Mapping[int, int], console: str, done: Done) -> None:
         """Creates the container from a checkpoint: it runs when this is done."""
         arguments = ["restore", "--detach", "--bundle", self._bundle, "--pid-file", f"{self._bundle}/{PID_FILE}"]
         arguments += ["--image-path", images, *self._criu_work()]
-        self._run([*arguments, *self._starting(console), self._id], done, files=files)
+        self._run([*arguments, *self._starting(console), self.id], done, files=files)
 
     def _starting(self, console: str) -> list[str]:
         flags = {"no_pivot_root": "--no-pivot", "no_new_keyring": "--no-new-keyring"}
@@ -63,11 +68,11 @@ class OciRuntime:
     def exec(self, process: str, pid_file: str, files: Mapping[int, int], console: str, done: Done) -> None:
         """Starts a further process, which the file `process` describes; it runs when this is done."""
         arguments = ["exec", "--process", process, "--detach", "--pid-file", pid_file]
-        self._run([*arguments, *(["--console-socket", console] if console else []), self._id], done, files=files)
+        self._run([*arguments, *(["--console-socket", console] if console else []), self.id], done, files=files)
 
     def start(self, done: Done) -> None:
         """Starts a created container, by the command."""
-        self._run(["start", self._id], done)
+        self._run(["start", self.id], done)
 
     def state(self, told: Callable[[str], None]) -> None:
         """Its status in the runtime's own words (created, running, paused, stopped); empty if there is none."""
@@ -82,27 +87,27 @@ class OciRuntime:
                     pass
             told(status)
 
-        self._run(["state", self._id], asked, printed=printed)
+        self._run(["state", self.id], asked, printed=printed)
 
     def pause(self, done: Done) -> None:
         """Freezes every process."""
-        self._run(["pause", self._id], done)
+        self._run(["pause", self.id], done)
 
     def resume(self, done: Done) -> None:
         """Thaws them."""
-        self._run(["resume", self._id], done)
+        self._run(["resume", self.id], done)
 
     def update(self, resources: str, done: Done) -> None:
         """Sets the limits that the file `resources` holds."""
-        self._run(["update", "--resources", resources, self._id], done)
+        self._run(["update", "--resources", resources, self.id], done)
 
     def checkpoint(self, path: str, flags: Sequence[str], done: Done) -> None:
         """Writes the container's state to a directory, with CRIU."""
-        self._run(["checkpoint", "--image-path", path, *self._criu_work(), *flags, self._id], done)
+        self._run(["checkpoint", "--image-path", path, *self._criu_work(), *flags, self.id], done)
 
     def kill(self, signal: int, all: bool, done: Done) -> None:
         """Sends a signal to the first process, or to all."""
-        self._run(["kill", *(["--all"] if all else []), self._id, str(signal)], done)
+        self._run(["kill", *(["--all"] if all else []), self.id, str(signal)], done)
 
     def delete(self, force: bool, done: Done, attempts: int = _DELETIONS) -> None:
         """Removes what the runtime keeps of the container, its cgroups included; again, if that is killed midway."""
@@ -116,23 +121,8 @@ class OciRuntime:
                 done(error)
 
         if self.failed:  # one that was killed may have left itself mounted there, as runc does for a moment
-            mounts.unmount_all(f"{self._root}/{self._id}")
-        self._run(["delete", *(["--force"] if force else []), self._id], deleted)
-
-    def forget(self) -> bool:
-        """Removes a stopped container's cgroups and runc's record of it, as `delete` does; whether all is gone."""
-        place = f"{self._root}/{self._id}"
-        if self.failed or self._options.get("systemd_cgroup"):
-            return False
-        try:
-            record = codec.loads(read(f"{place}/state.json"))
-        except (OSError, ValueError):
-            return False
-        paths = record.get("cgroup_paths")
-        if not paths or record.get("intel_rdt_path") or not all(cgroups.remove(path) for path in paths.values()):
-            return False
-        remove(place)
-        return not os.path.exists(place)
+            mounts.unmount_all(self.place)
+        self._run(["delete", *(["--force"] if force else []), self.id], deleted)
 
     def _run(
         self,
@@ -144,7 +134,7 @@ class OciRuntime:
         self._runs += 1
         log = f"{self._bundle}/runtime-{self._runs}.log"
         since = time.clock_gettime(time.CLOCK_BOOTTIME)
-        systemd = ["--systemd-cgroup"] if self._options.get("systemd_cgroup") else []
+        systemd = ["--systemd-cgroup"] if self.uses_systemd else []
         argv = [self.binary, "--root", self._root, "--log", log, "--log-format", "json", *systemd, *arguments]
 
         def ended(status: int, output: str) -> None:
@@ -172,7 +162,7 @@ class OciRuntime:
         That is 6 % of its CPU time. Containers have an environment of their own.
         """
         environment = dict(os.environ)
-        if self.is_runc and not self.has_hooks:
+        if self.kind == "runc" and not self.has_hooks:
             environment.setdefault("GOMAXPROCS", "1")
         return environment
 

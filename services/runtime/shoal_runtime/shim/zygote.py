@@ -26,6 +26,8 @@ from shoal_runtime.shim.shim import supervise
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 START_SECONDS, GRACE_SECONDS = 5.0, 0.5
 """How long it waits for the first that wants it, and how often it looks whether anybody does."""
+_SERVICE_S_OWN = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""What systemd says to a service: an OCI runtime that heard it would take it for its container's."""
 _KEPT_OPEN = 3
 _MOST_FDS = 1 << 20
 
@@ -75,6 +77,8 @@ def main(directory: str, open_files: str) -> None:
     name_process("shoal-zygote")
     cgroups.leave_unit()
     cgroups.prepare()
+    for name in _SERVICE_S_OWN:
+        os.environ.pop(name, None)
     rehearse()
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # the kernel reaps shims, and what killed ones leave
     shims, wanted = listeners
