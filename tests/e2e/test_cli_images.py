@@ -36,6 +36,7 @@ def places(node: Shoal) -> list[Path]:
     return list(directory.iterdir()) if directory.exists() else []
 
 
+@pytest.mark.usefixtures("in_either_process")
 def test_loaded_image_runs_and_is_saved_as_it_was(node: Shoal, archive: Path, name: str, tmp_path: Path) -> None:
     loaded = node.ok("load", "-i", str(archive))
     digest = busybox_image(["echo", "from an archive"]).digest
@@ -83,6 +84,7 @@ def test_what_was_there_stays_when_a_save_fails(node: Shoal, name: str, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
 
 
+@pytest.mark.usefixtures("in_either_process")
 def test_interrupted_load_leaves_nothing(node: Shoal) -> None:
     loading = node.spawn("load", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert loading.stdin is not None
@@ -112,6 +114,7 @@ def test_killed_commands_leave_no_place_among_the_archives(node: Shoal, archive:
     node.ok("rmi", name)
 
 
+@pytest.mark.usefixtures("in_either_process")
 def test_who_reads_a_saved_archive_may_stop(node: Shoal, archive: Path, name: str) -> None:
     node.ok("load", "-i", str(archive), "--no-unpack")
     script = " ".join(COMMAND) + f" save {name} | head -c 100 | wc -c"
