@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from shoal_bus.message import Message
 
@@ -43,11 +43,18 @@ class Platform(Message):
 class Descriptor(Message):
     """An OCI content descriptor (image-spec, descriptor.md)."""
 
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
     media_type: str
     digest: Digest
     size: int = Field(ge=0)
+    urls: list[str] = []
+    """Where the content may be fetched besides its registry: of layers that may not be distributed."""
     annotations: Labels = {}
     platform: Platform | None = None
+    data: bytes = b""
+    """The content itself, embedded, where whoever made the descriptor did so."""
+    artifact_type: str = ""
 
 
 class Mount(Message):

@@ -16,6 +16,7 @@ from shoal_cli.commands import (
     content,
     events,
     gc,
+    image,
     images,
     network,
     node,
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 for family in (node, images, registry, gc, containers, tasks, stats, events):
     app.add_typer(family.app)
+app.add_typer(image.app, name="image")
 app.add_typer(network.app, name="network")
 app.add_typer(content.app, name="content")
 app.add_typer(snapshot.app, name="snapshot")

@@ -47,6 +47,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def printable(text: str) -> str:
+    """Text that came from elsewhere, without anything that a terminal would take for a command."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def size(count: float) -> str:
     """Bytes as people read them: `1.4 MiB`."""
     for unit in _UNITS:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-DEFAULT_REGISTRY, DEFAULT_TAG = "docker.io", "latest"
+from shoal_bus.errors import InvalidArgument
+from shoal_bus.image_reference import parse
 
 
 def normalise(name: str) -> str:
-    """The full name that Docker's shorthand stands for.
+    """The full name that Docker's shorthand stands for; one that is no reference, as a client may have made it, itself.
 
     >>> normalise("busybox")
     'docker.io/library/busybox:latest'
     >>> normalise("127.0.0.1:5000/web")
     '127.0.0.1:5000/web:latest'
     """
-    first, slash, rest = name.partition("/")
-    if not slash or not ("." in first or ":" in first or first == "localhost"):
-        first, rest = DEFAULT_REGISTRY, name if slash else f"library/{name}"
-    if "@" in rest or ":" in rest.rpartition("/")[2]:
-        return f"{first}/{rest}"
-    return f"{first}/{rest}:{DEFAULT_TAG}"
+    try:
+        return str(parse(name))
+    except InvalidArgument:
+        return name

@@ -23,6 +23,7 @@ from shoal_bus.subjects import check_node
 
 from shoal_cli import forks
 from shoal_cli.commandserver import server as commandserver
+from shoal_cli.image_mounts import forget_gone
 from shoal_cli.stopping import release_restarts, stop_containers
 from shoal_cli.up.bus import READY, EmbeddedBus
 from shoal_cli.up.child import Child, Running, started
@@ -103,6 +104,7 @@ class _NodeUp:
                 bus=", ".join(self.node.address.urls), pids={name: c.pid for name, c in self._services.items()},
             )  # fmt: skip
             await self._release_restarts()
+            await self._forget_image_mounts()
             await self._stop.wait()
             if self._options.stop_containers:
                 await self._stop_containers()
@@ -136,6 +138,12 @@ class _NodeUp:
             await self._unless_stopped(release_restarts(self.node))
         except ShoalError as error:  # they come a while later
             self._lines.say("restarts.not_released", "warning", error=str(error))
+
+    async def _forget_image_mounts(self) -> None:
+        try:
+            await self._unless_stopped(forget_gone(self.node))
+        except ShoalError as error:  # the next command about them does it
+            self._lines.say("image_mounts.kept", "warning", error=str(error))
 
     async def _stop_containers(self) -> None:
         try:

@@ -87,6 +87,10 @@ class Holds:
         self._ingests.drop_of(tx, pull)
         tx.execute("DELETE FROM pulls WHERE id = ?", (pull,))
 
+    def under_way(self) -> list[str]:
+        """The pulls that have neither come to an end nor been undone."""
+        return [row["id"] for row in self._db.read("SELECT id FROM pulls")]
+
     def fail(self, pull: str) -> None:
         """Undoes a pull: its ingests' files first, since a full disk may be the reason. The rest is collected."""
         self._ingests.remove_files_of(pull)

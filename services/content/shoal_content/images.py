@@ -18,6 +18,7 @@ from shoal_bus.api.content import (
     ImageEvent,
     ImageRequest,
     ListImages,
+    TagImage,
     UpdateImage,
 )
 from shoal_bus.context import Context
@@ -86,6 +87,22 @@ class Images:
             await self._collector.after_deletion(wait=False)
         return image
 
+    async def tag(self, ctx: Context, request: TagImage) -> Image:
+        """A further name for what an image names."""
+        with self._db.write(durable=True) as tx:
+            source, old = self.record(ctx.namespace, request.source), self.find(ctx.namespace, request.name)
+            moves = old is not None and old.target.digest != source.target.digest
+            if moves and not request.force:
+                raise AlreadyExists(
+                    f"image {request.name}: is there already, and is another one", hint="--force moves the name"
+                )
+            image = self.put(tx, ctx.namespace, request.name, source.target, source.labels, ctx.id)
+            attach(tx, ctx.namespace, ctx.lease, "images", request.name)
+            ctx.answer(tx, image)
+        if moves:
+            await self._collector.after_deletion(wait=True)
+        return image
+
     async def delete(self, ctx: Context, request: DeleteImage) -> Empty:
         """Removes an image record; the blobs and snapshots that only it needed are collected."""
         with self._db.write(durable=True) as tx:
@@ -102,6 +119,12 @@ class Images:
         """An image record, or None."""
         row = self._db.read_one("SELECT * FROM images WHERE namespace = ? AND name = ?", (namespace, name))
         return _image(row) if row is not None else None
+
+    def every(self, namespace: str) -> Sequence[Image]:
+        """The image records of a namespace, by name."""
+        return [
+            _image(row) for row in self._db.read("SELECT * FROM images WHERE namespace = ? ORDER BY name", (namespace,))
+        ]
 
     def record(self, namespace: str, name: str) -> Image:
         """An image record; NOT_FOUND."""

@@ -6,6 +6,8 @@ number, and what isn't of its shape is FAILED_PRECONDITION.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 from collections.abc import Iterable
@@ -21,16 +23,25 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 INDEXES, MANIFESTS = frozenset({OCI_INDEX, DOCKER_LIST}), frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIGS = frozenset({"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"})
-LAYERS = frozenset(
+OCI_LAYER, DOCKER_LAYER = "application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar"
+NON_DISTRIBUTABLE = frozenset(
     f"{base}{compression}"
     for base, compressions in (
-        ("application/vnd.oci.image.layer.v1.tar", ("", "+gzip", "+zstd")),
-        ("application/vnd.docker.image.rootfs.diff.tar", ("", ".gzip", ".zstd")),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar", ("", "+gzip", "+zstd")),
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar", ("", ".gzip", ".zstd")),
     )
+    for compression in compressions
+)
+"""Layers that their makers forbid to pass on: fetched from elsewhere, unpacked as any other."""
+LAYERS = NON_DISTRIBUTABLE | frozenset(
+    f"{base}{compression}"
+    for base, compressions in ((OCI_LAYER, ("", "+gzip", "+zstd")), (DOCKER_LAYER, ("", ".gzip", ".zstd")))
     for compression in compressions
 )
 OTHER_LAYERS = "application/vnd.oci.image.layer.v1.tar+"
 """Layers compressed otherwise: whether they can be unpacked is the snapshot service's to say (stream processors)."""
+ATTESTED = "vnd.docker.reference.digest"
+"""The annotation of a manifest that is about another one of the same index, whose digest it is."""
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_LAYERS = 512
 MAX_MANIFESTS = 1024
@@ -81,11 +92,27 @@ def kind_of(data: bytes, media_type: str) -> str:
 
 def read_index(data: bytes) -> list[Descriptor]:
     """The manifests of an index; attestations, which aren't images, are left out."""
+    return [one for one in read_entries(data) if not is_attestation(one)]
+
+
+def read_entries(data: bytes) -> list[Descriptor]:
+    """The manifests of an index, whatever they are."""
     document = _load(data, "index")
     _check_kind(document)
-    entries = _list(document, "manifests", MAX_MANIFESTS)
-    found = [_descriptor(entry) for entry in entries]
-    return [one for one in found if one.platform is None or one.platform.os != "unknown"]
+    return [_descriptor(entry) for entry in _list(document, "manifests", MAX_MANIFESTS)]
+
+
+def is_attestation(entry: Descriptor) -> bool:
+    """Whether an index's entry is about another one of it: of no platform, as BuildKit writes them."""
+    return ATTESTED in entry.annotations or (entry.platform is not None and entry.platform.os == "unknown")
+
+
+def is_artifact(data: bytes) -> bool:
+    """Whether a manifest is of something else than an image: its configuration is no image's (manifest.md, guidelines
+    for artifact usage). Such a one is stored, and never unpacked."""
+    document = _load(data, "manifest")
+    config = _descriptor(document.get("config"))
+    return config.media_type not in CONFIGS or bool(document.get("artifactType"))
 
 
 def read_manifest(data: bytes) -> Manifest:
@@ -162,6 +189,13 @@ def descriptor(entry: Any) -> Descriptor:
     return _descriptor(entry)
 
 
+def parts(data: bytes) -> list[Descriptor]:
+    """What a manifest, of whatever it may be, is made of: its configuration, then its layers."""
+    document = _load(data, "manifest")
+    layers = [_descriptor(one) for one in _list(document, "layers", MAX_LAYERS)]
+    return [_descriptor(document.get("config")), *layers]
+
+
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:
     """The chain ID of each layer, bottom first (OCI image-spec, config.md#layer-chainid)."""
     chain: list[str] = []
@@ -196,17 +230,50 @@ def _list(document: dict[str, Any], key: str, longest: int) -> list[Any]:
     return value
 
 
+def as_json(descriptor: Descriptor) -> dict[str, Any]:
+    """A descriptor as OCI's documents have it."""
+    told: dict[str, Any] = {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
+    if descriptor.urls:
+        told["urls"] = descriptor.urls
+    if descriptor.annotations:
+        told["annotations"] = dict(sorted(descriptor.annotations.items()))
+    if descriptor.data:
+        told["data"] = base64.b64encode(descriptor.data).decode()
+    if descriptor.artifact_type:
+        told["artifactType"] = descriptor.artifact_type
+    if descriptor.platform is not None:
+        named = descriptor.platform.model_dump(exclude={"os_version"}) | {"os.version": descriptor.platform.os_version}
+        told["platform"] = {key: value for key, value in named.items() if value}
+    return told
+
+
 def _descriptor(entry: Any) -> Descriptor:
     if not isinstance(entry, dict):
         raise FailedPrecondition("a descriptor is missing, or isn't a JSON object")
-    annotations = entry.get("annotations") or {}
     try:
-        return Descriptor(
+        found = Descriptor(
             media_type=entry.get("mediaType", ""), digest=entry.get("digest", ""), size=entry.get("size", -1),
-            annotations=annotations, platform=_platform(entry.get("platform")),
+            urls=entry.get("urls") or [], annotations=entry.get("annotations") or {},
+            platform=_platform(entry.get("platform")), data=_embedded(entry.get("data")),
+            artifact_type=entry.get("artifactType") or "",
         )  # fmt: skip
     except ValidationError:
         raise FailedPrecondition("a descriptor needs a media type, a sha256 or sha512 digest, and a size") from None
+    if found.data:
+        algorithm = found.digest.partition(":")[0]
+        if found.digest != f"{algorithm}:{hashlib.new(algorithm, found.data).hexdigest()}":
+            raise FailedPrecondition(f"descriptor of {found.digest}: the data in it is something else")
+    return found
+
+
+def _embedded(value: Any) -> bytes:
+    """A descriptor's `data` (descriptor.md, embedded content)."""
+    if not value:
+        return b""
+    try:
+        return base64.b64decode(value, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise FailedPrecondition("a descriptor's data isn't base64") from None
 
 
 def _platform(value: Any) -> Platform | None:

@@ -20,6 +20,7 @@ from shoal_bus.errors import Cancelled, NotFound, ShoalError
 from shoal_bus.types import Descriptor
 
 from shoal_content import media, platforms, reference
+from shoal_content.beyond import Beyond
 from shoal_content.collect import Collector
 from shoal_content.fetch import Fetcher
 from shoal_content.following import Following
@@ -102,23 +103,40 @@ class _Pull:
     async def run(self) -> Image:
         self._progress.resolving()
         target, data = await self._resolver.resolve(self._wanted)
-        manifest = await self._choose(target, data)
-        self._progress.layers(manifest.layers)
-        config = await self._config(manifest)
-        check(str(self._wanted), manifest, config, self._request.platform)
-        await self._layers(manifest.layers, config.diff_ids)
+        beyond = Beyond(self._resolver, self._wanted, self._keep, self._fetch_in_turn)
+        manifest = await self._choose(target, data, beyond)
+        if manifest is not None:
+            self._progress.layers(manifest.layers)
+            config = await self._config(manifest)
+            check(str(self._wanted), manifest, config, self._request.platform)
+            await self._layers(manifest.layers, config.diff_ids)
+        if self._request.all_platforms and target.media_type in media.INDEXES:
+            await beyond.manifests(media.read_entries(data))
         return await self._record(target)
 
-    async def _choose(self, target: Descriptor, data: bytes) -> media.Manifest:
-        """Keeps the target and, where it is an index, the manifest for the platform."""
+    async def _choose(self, target: Descriptor, data: bytes, beyond: Beyond) -> media.Manifest | None:
+        """Keeps the target and, where it is an index, the manifest for the platform; None: there is none to unpack."""
         name = str(self._wanted)
         if target.media_type in media.INDEXES:
-            chosen = choose_manifest(name, media.read_index(data), self._request.platform)
             await self._keep(target, data)
+            try:
+                chosen = choose_manifest(name, media.read_index(data), self._request.platform)
+            except NotFound:
+                if self._request.all_platforms and not self._request.platform:
+                    return None
+                raise
             data, target = await self._resolver.manifest(self._wanted, chosen), chosen
+        if media.is_artifact(data):
+            await self._keep(target, data)
+            await beyond.blobs_of(data)
+            return None
         manifest = media.read_manifest(data)
         await self._keep(target, data)
         return manifest
+
+    async def _fetch_in_turn(self, descriptor: Descriptor) -> None:
+        async with self._slots:
+            await self._fetch(descriptor)
 
     async def _keep(self, descriptor: Descriptor, data: bytes) -> None:
         await self._pulls.fetcher.keep(self._ctx.id, self._ctx.namespace, descriptor, data)

@@ -11,16 +11,21 @@ from shoal_bus.api import content as api
 from shoal_bus.process import Process
 
 from shoal_content import reference
+from shoal_content.checking import Checks
 from shoal_content.claims import Claims
 from shoal_content.collect import Collector
+from shoal_content.converting import Conversions
+from shoal_content.exporting import Exports
 from shoal_content.fetch import Fetcher
 from shoal_content.following import Following
 from shoal_content.holds import Holds
 from shoal_content.images import Images
+from shoal_content.importing import Imports
 from shoal_content.ingests import Ingests
 from shoal_content.layout import Layout
 from shoal_content.leases import Leases
 from shoal_content.namespaces import Namespaces
+from shoal_content.operation import Tools
 from shoal_content.pull import Pulls
 from shoal_content.push import Pushes, destination
 from shoal_content.reconcile import reconcile, undo_dead_pulls
@@ -29,8 +34,11 @@ from shoal_content.registry.registries import Registries
 from shoal_content.resolve import Resolving
 from shoal_content.schema import MIGRATIONS
 from shoal_content.scrub import Scrub
+from shoal_content.staging import Stagings
 from shoal_content.store import Store
 from shoal_content.tree import Trees
+from shoal_content.unpack import Unpacker
+from shoal_content.work.pool import Pool
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +74,14 @@ async def setup(process: Process) -> None:
     pulls = Pulls(database, store, images, holds, fetcher, following, collector, registries)
     pushes = Pushes(database, store, images, holds, registries)
     namespaces = Namespaces(database)
+    pool = Pool()
+    process.stack.push_async_callback(pool.close)
+    stagings = Stagings(process.root, database, store, holds)
+    unpacker = Unpacker(store, holds)
+    tools = Tools(
+        database, store, trees, images, holds, collector, stagings, unpacker, pool, process.node.state / api.ARCHIVES
+    )
+    checks, imports, exports, conversions = Checks(tools), Imports(tools), Exports(tools), Conversions(tools)
 
     service.handle(api.BLOB_INFO, store.info)
     service.stream(api.BLOB_LIST, store.list)
@@ -87,6 +103,13 @@ async def setup(process: Process) -> None:
     service.handle(api.IMAGE_UPDATE, images.update, lock=lambda r: f"image/{r.name}")
     service.handle(api.IMAGE_DELETE, images.delete, lock=lambda r: f"image/{r.name}")
     service.handle(api.IMAGE_RESOLVE, resolving.resolve)
+    service.handle(api.IMAGE_TAG, images.tag, lock=lambda r: f"image/{r.name}")
+    service.handle(api.IMAGE_CHECK, checks.check)
+    service.handle(api.IMAGE_USAGE, checks.usage)
+    service.operate(api.IMAGE_UNPACK, checks.unpack, undo=checks.undo_unpack)
+    service.operate(api.IMAGE_IMPORT, imports.run, undo=imports.undo)
+    service.operate(api.IMAGE_EXPORT, exports.run, undo=exports.undo)
+    service.operate(api.IMAGE_CONVERT, conversions.run, undo=conversions.undo)
     # Not the image's own lock: whoever deletes it meanwhile needn't wait for the end of a pull.
     service.operate(api.IMAGE_PULL, pulls.pull, undo=pulls.undo, lock=lambda r: f"pull/{reference.parse(r.name)}")
     service.operate(api.IMAGE_PUSH, pushes.push, undo=pushes.undo, lock=lambda r: f"push/{destination(r)}")
@@ -107,12 +130,14 @@ async def setup(process: Process) -> None:
     service.handle(api.NAMESPACE_DELETE, namespaces.delete, lock=lambda r: f"namespace/{r.name}")
     reconcile(database, layout, holds, following, scrub)
     claims.reconcile()
-    service.background(_sweep(holds, following, ingests, claims, collector), "sweep")
+    service.background(_sweep(holds, stagings, following, ingests, claims, collector), "sweep")
     service.background(collector.run_for_ever(), "collection")
     service.background(scrub.run(), "scrub")
 
 
-async def _sweep(holds: Holds, following: Following, ingests: Ingests, claims: Claims, collector: Collector) -> None:
+async def _sweep(
+    holds: Holds, stagings: Stagings, following: Following, ingests: Ingests, claims: Claims, collector: Collector
+) -> None:
     """Now and then, removes what has expired, and undoes what couldn't be undone when it failed."""
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
@@ -121,6 +146,7 @@ async def _sweep(holds: Holds, following: Following, ingests: Ingests, claims: C
             ingests.expire()
             undo_dead_pulls(holds)
             following.sweep()
+            await stagings.sweep()
             collector.look_again()
         except Exception:
             log.exception("sweep.failed")

@@ -17,6 +17,8 @@ class PullImage(Request):
 
     name: str = Field(min_length=1, max_length=4096)
     platform: str = ""
+    all_platforms: bool = False
+    """Also fetch what an index has for other platforms; unpacked is the one for `platform`, or for this node."""
     snapshotter: str = "overlayfs"
     """Where the layers are unpacked to; empty only fetches."""
     plain_http: bool = False

@@ -1,0 +1,104 @@
+"""Images to and from archives: OCI image layouts as tar, and what `docker save` writes.
+
+An archive travels through the file system of the node, below `<state>/archives`: a FIFO or a symbolic link that
+somebody with access to that directory (root) has put there. A request names the entry and never a path, so that who may
+only use the bus can't have a file of the host read or written.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from shoal_bus.api.content.images import Image
+from shoal_bus.message import Message, Request
+from shoal_bus.types import Labels
+from shoal_bus.verb import OperationVerb, behaves
+
+ARCHIVES = "archives"
+"""The directory of archives, below a node's state directory."""
+_ENTRY = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")
+
+
+class ImportImages(Request):
+    """An archive's images, with the names they have in it.
+
+    `base_name` is for those that have but a tag there, or nothing; with it, images of other names are left out.
+    `platform` is that of the images to take from an index; empty means this node's own. `all_platforms` takes all.
+    """
+
+    archive: str = _ENTRY
+    base_name: str = ""
+    digests: bool = False
+    """Each image also gets the name `<base name>@<digest>`."""
+    platform: str = ""
+    all_platforms: bool = False
+    snapshotter: str = "overlayfs"
+    """Where the layers are unpacked to; empty only stores them."""
+    labels: Labels = {}
+
+
+class ImportedImages(Message):
+    images: list[Image]
+
+
+class ExportImages(Request):
+    """Images into one archive; of an index those for `platform` (empty: this node's own), or all."""
+
+    names: list[str] = Field(min_length=1, max_length=1024)
+    archive: str = _ENTRY
+    platform: str = ""
+    all_platforms: bool = False
+    skip_non_distributable: bool = False
+    """Leave out layers that their own descriptors forbid to distribute; whoever reads the archive has to fetch them."""
+
+
+class ExportedImages(Message):
+    names: list[str]
+    size: int
+    """Bytes of all blobs in the archive."""
+
+
+class ArchiveProgress(Message):
+    state: Literal["reading", "storing", "unpacking", "writing", "done"] = "reading"
+    bytes_done: int = 0
+    bytes_total: int = 0
+    """0 where that isn't known: of a FIFO."""
+    name: str = ""
+    """The image that is unpacked."""
+
+
+IMAGE_IMPORT = OperationVerb(
+    "content",
+    "image",
+    "import",
+    ImportImages,
+    ImportedImages,
+    ArchiveProgress,
+    behaviour=behaves(
+        "Takes the images of an archive, verifies and unpacks them.",
+        "NOT_FOUND",
+        "DATA_LOSS",
+        "FAILED_PRECONDITION",
+        "RESOURCE_EXHAUSTED",
+        "ABORTED",
+    ),
+)
+IMAGE_EXPORT = OperationVerb(
+    "content",
+    "image",
+    "export",
+    ExportImages,
+    ExportedImages,
+    ArchiveProgress,
+    behaviour=behaves(
+        "Writes images to an archive.",
+        "NOT_FOUND",
+        "DATA_LOSS",
+        "FAILED_PRECONDITION",
+        "RESOURCE_EXHAUSTED",
+        "ABORTED",
+        "CANCELLED",
+    ),
+)
