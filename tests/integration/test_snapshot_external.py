@@ -23,6 +23,7 @@ NAME = "external"
 @pytest.fixture
 async def snapshots(tmp_path: Path, natsd: NatsServer, connection: Connection) -> AsyncIterator[Remote]:
     with TestNode(tmp_path, natsd) as node:
+        (node.root / "content").mkdir(parents=True)
         node.start("snapshot")
         node.start(NAME, module="tests.support.external_snapshotter")
         yield Remote(Client(connection, node.name), NAME, node.root / NAME / "files")
