@@ -37,10 +37,16 @@ def test_a_blob_is_put_listed_labelled_read_and_removed(node: Shoal, blob: str, 
     line = next(line for line in node.ok("content", "ls").splitlines() if blob in line)
     assert "5.0 MiB" in line
     assert "app=web" in line
-    assert node.ok("content", "label", blob[7:20], "app=", "tier=front").split()[1:] == ["tier=front"]
+    printed = node.ok("content", "label", blob[7:20], "app=", "tier=front").split()
+    assert [line.partition("=")[0] for line in printed] == ["containerd.io/gc.root", "tier"]
+    assert node.ok("content", "label", blob, "containerd.io/gc.root=x").split() == [
+        "containerd.io/gc.root=x",
+        "tier=front",
+    ]
     (listed,) = node.json("content", "ls", "--filter", "labels.tier==front")
-    assert (listed["digest"], listed["size"], listed["labels"]["tier"]) == (blob, len(DATA), "front")
-    assert set(listed["labels"]) == {"tier", "containerd.io/gc.root"}
+    assert (listed["digest"], listed["size"], listed["labels"]) == (
+        blob, len(DATA), {"tier": "front", "containerd.io/gc.root": "x"},
+    )  # fmt: skip
     reading = node.spawn("content", "get", blob, stdout=subprocess.PIPE)
     assert reading.communicate(timeout=60)[0] == DATA
     out = tmp_path / "out"
@@ -52,6 +58,9 @@ def test_a_blob_is_put_listed_labelled_read_and_removed(node: Shoal, blob: str, 
     assert node.ok("content", "put", str(file)).strip() == blob  # it is there already
     assert node.json("content", "put", str(file), "--expected", blob) == {"digest": blob}
     assert node.ok("content", "rm", blob) == f"{blob}\n"
+    node.ok("content", "put", str(file), "--temporary")
+    assert node.json("content", "ls", "--filter", f"digest=={blob}")[0]["labels"] == {}
+    node.ok("content", "rm", blob)
     refused(node.run("content", "rm", blob), 4, "NOT_FOUND", blob)
     refused(node.run("content", "get", blob), 4, "NOT_FOUND")
 

@@ -26,6 +26,8 @@ from tests.support.node import TestNode
 MIB = 1 << 20
 DATA = os.urandom(300_000)
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
+KEPT = {"containerd.io/gc.root": "test"}
+"""Nothing refers to these blobs, and nothing is to collect them."""
 POINTS = ["settle: linked", "settle: committed", "commit: before COMMIT", "commit: after COMMIT"]
 _DYING = """
 import asyncio, os, signal, sys
@@ -83,7 +85,7 @@ def files(node: TestNode, part: str) -> list[Path]:
 
 
 async def write(client: Client, data: bytes, offset: int, **options: object) -> content.IngestStatus:
-    request = content.WriteIngest.of({"ref": "r", "data": data, "offset": offset, **options})
+    request = content.WriteIngest.of({"ref": "r", "data": data, "offset": offset, "labels": KEPT, **options})
     return await client.call(content.INGEST_WRITE, request)
 
 
@@ -162,7 +164,7 @@ async def test_two_of_the_same_bytes_one_killed_the_other_aborted_or_committed(
     """Who goes on first takes nothing from the other."""
     await die_at(node, client, point)
     node.of("content").start()
-    request = content.WriteIngest(ref="second", data=DATA, commit=True)
+    request = content.WriteIngest(ref="second", data=DATA, commit=True, labels=KEPT)
     assert (await client.call(content.INGEST_WRITE, request)).committed == DIGEST
     await client.call(content.INGEST_ABORT, content.IngestRequest(ref="r"))
     chunks = await client.collect(content.BLOB_READ, content.ReadBlob(digest=DIGEST))
@@ -186,7 +188,7 @@ async def test_writes_commits_and_deletions_are_killed_at_random(
             for offset in (0, 30_000):
                 request = content.WriteIngest(
                     ref=f"r{at}", offset=offset, data=pieces[at][offset : offset + 30_000], commit=offset > 0,
-                    expected=digests[at],
+                    expected=digests[at], labels=KEPT,
                 )  # fmt: skip
                 try:
                     await client.call(content.INGEST_WRITE, request, timeout=60, patience=30)
@@ -266,9 +268,8 @@ async def test_commits_on_a_full_disk_are_refused_or_whole_and_go_on_once_there_
     outcomes: list[str | ResourceExhausted] = []
     for number in range(count):
         # Labels that the database has to grow for.
-        request = content.WriteIngest(
-            ref=f"r{number}", offset=20_000, commit=True, labels={f"k{n}": "v" * 1000 for n in range(8)}
-        )
+        labels = KEPT | {f"k{n}": "v" * 1000 for n in range(8)}
+        request = content.WriteIngest(ref=f"r{number}", offset=20_000, commit=True, labels=labels)
         try:
             outcomes.append((await client.call(content.INGEST_WRITE, request, timeout=20)).committed or "")
         except ResourceExhausted as error:
@@ -285,7 +286,7 @@ async def test_commits_on_a_full_disk_are_refused_or_whole_and_go_on_once_there_
     listed = {blob.digest for blob in await client.collect(content.BLOB_LIST, content.ListBlobs())}
     assert listed == {outcome for outcome in outcomes if isinstance(outcome, str)}
     for number in refused:
-        request = content.WriteIngest(ref=f"r{number}", offset=20_000, commit=True)
+        request = content.WriteIngest(ref=f"r{number}", offset=20_000, commit=True, labels=KEPT)
         assert (await client.call(content.INGEST_WRITE, request)).committed
     assert (await client.collect(content.INGEST_LIST, content.ListBlobs(filters=["ref!=more"]))) == []
     for number, piece in enumerate(pieces):

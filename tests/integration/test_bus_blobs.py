@@ -24,6 +24,7 @@ from tests.support.node import TestNode
 SIZE = 24 << 20
 DATA = os.urandom(SIZE)
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
+KEPT = {"containerd.io/gc.root": "test"}
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ async def test_what_is_not_as_announced_is_refused_and_leaves_nothing(client: Cl
 
 
 async def test_an_upload_goes_on_while_the_service_is_killed_again_and_again(client: Client, node: TestNode) -> None:
-    uploading = asyncio.create_task(upload(client, Slow(DATA)))
+    uploading = asyncio.create_task(upload(client, Slow(DATA), labels=KEPT))
     for _ in range(3):
         await asyncio.sleep(0.25)
         node.of("content").kill()
@@ -116,7 +117,7 @@ async def test_an_upload_goes_on_while_the_service_is_killed_again_and_again(cli
 
 
 async def test_a_download_goes_on_where_it_was_when_the_service_is_killed(client: Client, node: TestNode) -> None:
-    await upload(client, io.BytesIO(DATA))
+    await upload(client, io.BytesIO(DATA), labels=KEPT)
     came, killed = bytearray(), 0
     async for data in download(client, DIGEST):
         came += data

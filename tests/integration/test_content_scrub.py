@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from shoal_bus.api import content
@@ -22,9 +21,9 @@ from tests.support.node import TestNode
 from tests.support.registry import running
 
 DATA = os.urandom(3 << 20)
+KEPT = {"containerd.io/gc.root": "test"}
+"""Nothing refers to these blobs, and nothing is to collect them."""
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
-ROOT = {"containerd.io/gc.root": "true"}
-"""Nothing refers to these blobs."""
 
 
 @pytest.fixture
@@ -39,13 +38,12 @@ def client(node: TestNode, connection: Connection) -> Client:
     return Client(connection, node.name)
 
 
-async def write(client: Client, data: bytes = DATA, **options: Any) -> str:
+async def write(client: Client, data: bytes = DATA, **options: object) -> str:
     ref = hashlib.sha256(data).hexdigest()
     for offset in range(0, max(1, len(data)), 500_000):
         piece, last = data[offset : offset + 500_000], offset + 500_000 >= len(data)
-        options["labels"] = ROOT | options.get("labels", {})
         request = content.WriteIngest.of(
-            {"ref": ref, "offset": offset, "data": piece, "commit": last} | (options if last else {})
+            {"ref": ref, "offset": offset, "data": piece, "commit": last, "labels": KEPT} | (options if last else {})
         )
         status = await client.call(content.INGEST_WRITE, request)
     assert status.committed is not None
@@ -98,7 +96,7 @@ async def test_a_rotten_blob_is_told_of_set_aside_and_not_served_until_it_is_wri
     client: Client, node: TestNode, connection: Connection
 ) -> None:
     other = client.with_namespace("other")
-    await write(client, labels={"a": "b"})
+    await write(client, labels=KEPT | {"a": "b"})
     await write(other)
     sound = await write(client, DATA[:1000])
     claim = await client.call(content.BLOB_CLAIM, content.ClaimBlob(digest=DIGEST))
@@ -127,7 +125,7 @@ async def test_a_rotten_blob_is_told_of_set_aside_and_not_served_until_it_is_wri
     chunks = await client.collect(content.BLOB_READ, content.ReadBlob(digest=DIGEST))
     assert b"".join(chunk.data for chunk in chunks) == DATA
     info = await client.call(content.BLOB_INFO, content.BlobRequest(digest=DIGEST))
-    assert (info.labels, info.rotten) == (ROOT | {"a": "b"}, "")
+    assert (info.labels, info.rotten) == (KEPT | {"a": "b"}, "")
     assert [path.read_bytes() for path in quarantine(node)] == [bad]
     assert (await scrub(client)).rotten == []
     again = await client.call(content.BLOB_CLAIM, content.ClaimBlob(digest=DIGEST))

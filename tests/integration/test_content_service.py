@@ -156,7 +156,7 @@ async def test_namespaces_are_implicit_or_made_and_go_only_when_empty(client: Cl
 
 
 async def test_start_mends_what_is_left_over_or_missing(client: Client, node: TestNode) -> None:
-    await write(client, labels={"containerd.io/gc.root": "true"})
+    await write(client, labels={"containerd.io/gc.root": "test"})
     node.of("content").kill()
     root = node.root / "content"
     blob = root / "blobs" / "sha256" / DIGEST.removeprefix("sha256:")

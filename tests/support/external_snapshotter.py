@@ -23,7 +23,11 @@ async def setup(process: Process) -> None:
     pool = Pool()
     process.stack.push_async_callback(pool.close)
     process.stack.push_async_callback(snapshots.settled)
-    register(process.service("a snapshotter elsewhere"), snapshots, Layers(snapshots, pool))
+    register(
+        process.service("a snapshotter elsewhere"),
+        snapshots,
+        Layers(snapshots, pool, process.node.root_of("content"), process.state),
+    )
     snapshots.reconcile()
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Blobs: what images are made of, by their digests.")
 
+GC_ROOT = "containerd.io/gc.root"
+"""containerd's label for what isn't collected, whatever refers to it."""
 DIGEST = typer.Argument(help="A digest, or its first digits.", show_default=False)
 FILTER = typer.Option("--filter", help="containerd's, as size==0 or labels.app~=^web; any of several matches.")
 
@@ -81,13 +83,16 @@ async def put(
     ] = "",
     expected: Annotated[str, typer.Option(help="The digest it must have.", show_default=False)] = "",
     label: Annotated[list[str] | None, typer.Option("--label", "-l", help="KEY=VALUE.")] = None,
+    temporary: Annotated[
+        bool, typer.Option("--temporary", help="Let it be collected as garbage unless something refers to it.")
+    ] = False,
 ) -> None:
-    """Write a blob; prints its digest. It stays until it is removed, as its label containerd.io/gc.root says."""
+    """Write a blob; prints its digest. It stays until it is removed, by the label containerd.io/gc.root."""
     from contextlib import ExitStack
+    from datetime import UTC, datetime
 
     from shoal_bus.blobs import upload
     from shoal_bus.errors import InvalidArgument
-    from shoal_bus.message import now
     from shoal_bus.types import check_digest
 
     from shoal_cli.blobs import source
@@ -98,11 +103,11 @@ async def put(
         expected = expected and check_digest(expected)
     except ValueError as error:
         raise InvalidArgument(f"--expected: {error}") from None
+    kept = {} if temporary else {GC_ROOT: datetime.now(UTC).isoformat(timespec="seconds")}
     with ExitStack() as stack:
         bytes_ = stack.enter_context(source(file))
         async with target.client() as client:
-            kept = {"containerd.io/gc.root": now().isoformat()} | labels(label or [])
-            digest = await upload(client, bytes_, ref=ref, expected=expected, labels=kept)
+            digest = await upload(client, bytes_, ref=ref, expected=expected, labels=kept | labels(label or []))
     if target.json:
         print_json({"digest": digest})
     else:
