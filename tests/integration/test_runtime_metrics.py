@@ -201,14 +201,14 @@ async def test_a_whole_node_is_listed_with_its_namespaces_and_filters_choose(nod
     await run(node, "web-1", "sleep", "600")
     await run(node, "web-2", "sleep", "600")
     other = RuntimeNode(
-        node.directory / "other", node.natsd, node.client.with_namespace(f"{node.namespace}b"), node.node
+        node.directory / "other", node.natsd, node.client.with_namespace(f"{node.namespace}z"), node.node
     )
     await run(other, "web-1", "sleep", "600")
     try:
         found = await node.client.collect(api.NODE_METRICS, api.ListMetrics())
         names = [(node.namespace, "web-1"), (node.namespace, "web-2"), (other.namespace, "web-1")]
         assert [(one.namespace, one.container_id) for one in found] == names
-        chosen = await node.client.collect(api.NODE_METRICS, api.ListMetrics(filters=["id==web-1,namespace~=b$"]))
+        chosen = await node.client.collect(api.NODE_METRICS, api.ListMetrics(filters=["id==web-1,namespace~=z$"]))
         assert [(one.namespace, one.container_id) for one in chosen] == names[2:]
         assert sorted(await metrics(node)) == ["web-1", "web-2"]
         assert list(await metrics(node, "id==web-2", "id==nobody")) == ["web-2"]

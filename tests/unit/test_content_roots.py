@@ -17,6 +17,8 @@ from shoal_content.schema import MIGRATIONS
 NOW = 1_000_000.0
 REF, BREF, ROOT, EXPIRE = (f"containerd.io/gc.{word}" for word in ("ref.", "bref.", "root", "expire"))
 
+INGEST = "INSERT INTO ingests (namespace, ref, file, total, expected, pull, labels, started_at, updated_at) VALUES"
+
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
@@ -131,7 +133,7 @@ def test_a_deep_tree_and_a_wide_one_are_walked(made: Made) -> None:
     with made.db.write() as tx:
         for number in range(3000):
             tx.execute("INSERT INTO blobs VALUES (?, 1)", (f"d{number}",))
-            tx.execute("INSERT INTO visible VALUES ('ns', ?, '{}', 0, 0)", (f"d{number}",))
+            tx.execute("INSERT INTO visible VALUES ('ns', ?, '{{}}', 0, 0)", (f"d{number}",))
             tx.execute("INSERT INTO blob_references VALUES (?, ?)", (f"d{number}", f"d{number + 1}"))
     made.image("i", "d0")
     assert made.garbage() == set()
@@ -150,9 +152,15 @@ def test_who_holds_what(made: Made) -> None:
     made.run("INSERT INTO pulls VALUES ('p', 'ns', 'x')")
     made.run("INSERT INTO holds VALUES ('p', 'ns', '', 'hold')")
     made.run("INSERT INTO holds VALUES ('p', 'ns', 'overlayfs', 'chain')")
-    made.run("INSERT INTO ingests VALUES ('ns', 'new', 'f1', 0, 'ingest', '', '{}', 0, ?)", NOW - 86_399)
-    made.run("INSERT INTO ingests VALUES ('ns', 'old', 'f2', 0, 'loose', '', '{}', 0, ?)", NOW - 86_401)
-    made.run("INSERT INTO ingests VALUES ('ns', 'pulled', 'f3', 0, '', 'p', '{}', 0, 0)")
+    made.run(
+        f"{INGEST} ('ns', 'new', 'f1', 0, 'ingest', '', '{{}}', 0, ?)",
+        NOW - 86_399,
+    )
+    made.run(
+        f"{INGEST} ('ns', 'old', 'f2', 0, 'loose', '', '{{}}', 0, ?)",
+        NOW - 86_401,
+    )
+    made.run(f"{INGEST} ('ns', 'pulled', 'f3', 0, '', 'p', '{{}}', 0, 0)")
     made.run("UPDATE visible SET labels = ? WHERE digest = 'companion'", json.dumps({f"{BREF}container": "c"}))
     holder = Holder(namespace="ns", id="c", snapshots=[("overlayfs", "c")], labels={f"{REF}content.0": "container"})
     found = made.marked(holder)

@@ -201,7 +201,9 @@ class Ingests:
             row = self._row(ctx.namespace, request.ref)
             if row["pull"]:
                 raise FailedPrecondition(f"ingest {request.ref}: belongs to a pull under way", hint="cancel the pull")
-            self._drop(tx, row)
+            self._remove_file(tx, row)  # before anything is written: a full disk may be the reason
+        with self._db.write() as tx:
+            self._drop(tx, self._row(ctx.namespace, request.ref))
             ctx.answer(tx, Empty())
         return Empty()
 
@@ -273,10 +275,13 @@ class Ingests:
             if not condition(tx):
                 return
             for row in tx.execute("SELECT * FROM ingests WHERE pull = ?", (pull,)).fetchall():
-                file = self._layout.ingest(row["file"])
-                if row["placing"] and self._layout.is_placed(file, row["placing"]):
-                    self._store.unplace(tx, row["placing"], by=row["file"])
-                file.unlink(missing_ok=True)
+                self._remove_file(tx, row)
+
+    def _remove_file(self, tx: Transaction, row: sqlite3.Row) -> None:
+        file = self._layout.ingest(row["file"])
+        if row["placing"] and self._layout.is_placed(file, row["placing"]):
+            self._store.unplace(tx, row["placing"], by=row["file"])
+        file.unlink(missing_ok=True)
 
     def drop_of(self, tx: Transaction, pull: str) -> None:
         """Forgets the ingests of a pull that is over; what is left of their files goes once that is certain.

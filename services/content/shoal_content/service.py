@@ -96,7 +96,7 @@ async def setup(process: Process) -> None:
     service.handle(api.INGEST_RELEASE, ingests.release, lock=lambda r: f"ingest/{r.ref}", begins_itself=True)
     service.handle(api.INGEST_STATUS, ingests.status)
     service.stream(api.INGEST_LIST, ingests.list)
-    service.handle(api.INGEST_ABORT, ingests.abort, lock=lambda r: f"ingest/{r.ref}")
+    service.handle(api.INGEST_ABORT, ingests.abort, lock=lambda r: f"ingest/{r.ref}", begins_itself=True)
     service.handle(api.IMAGE_GET, images.get)
     service.stream(api.IMAGE_LIST, images.list)
     service.handle(api.IMAGE_CREATE, images.create, lock=lambda r: f"image/{r.name}")
