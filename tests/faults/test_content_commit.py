@@ -33,10 +33,10 @@ _DYING = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from shoal_bus.database import Database
-from shoal_content.ingests import Ingests
-from shoal_content.layout import Layout
+from shoal_content.blobs.ingests import Ingests
+from shoal_content.blobs.layout import Layout
 from shoal_content.schema import MIGRATIONS
-from shoal_content.store import Store
+from shoal_content.blobs.store import Store
 
 root, point, digest, size = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from shoal_bus.errors import FailedPrecondition, PermissionDenied, ShoalError, Unauthenticated, Unavailable
-from shoal_content.reference import Reference
+from shoal_bus.image_reference import Reference
 from shoal_content.registry import auth
 from shoal_content.registry.credentials import Credential
 from shoal_content.registry.http import HttpResolver

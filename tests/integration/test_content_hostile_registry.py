@@ -17,8 +17,8 @@ from shoal_bus.api import content
 from shoal_bus.client import Client
 from shoal_bus.connection import Connection
 from shoal_bus.errors import Code, FailedPrecondition, ShoalError, Unavailable
+from shoal_bus.image_reference import Reference
 from shoal_bus.types import Descriptor
-from shoal_content.reference import Reference
 from shoal_content.registry.http import HttpResolver
 from shoal_content.registry.transport import Patience
 

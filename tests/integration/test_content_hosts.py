@@ -13,7 +13,7 @@ from shoal_bus.api import content
 from shoal_bus.client import Client
 from shoal_bus.connection import Connection
 from shoal_bus.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
-from shoal_content.reference import Reference
+from shoal_bus.image_reference import Reference
 from shoal_content.registry.http import HttpResolver
 
 from tests.support import images

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from shoal_bus.errors import FailedPrecondition
-from shoal_content.reference import Reference
+from shoal_bus.image_reference import Reference
 from shoal_content.registry.http import HttpResolver
 from shoal_content.registry.layout import LayoutResolver
 from shoal_content.registry.resolver import Resolver

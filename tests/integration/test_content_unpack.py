@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from shoal_bus import image_reference as reference
 from shoal_bus.api import content, snapshot
 from shoal_bus.client import Client
 from shoal_bus.connection import Connection
@@ -19,14 +20,14 @@ from shoal_bus.database import Database
 from shoal_bus.errors import FailedPrecondition, InvalidArgument, ShoalError, Unavailable
 from shoal_bus.locks import Locks
 from shoal_bus.types import Descriptor
-from shoal_content import fetch, reference
-from shoal_content.holds import Holds
-from shoal_content.ingests import Ingests
-from shoal_content.layout import Layout
+from shoal_content.blobs.ingests import Ingests
+from shoal_content.blobs.layout import Layout
+from shoal_content.blobs.store import Store
+from shoal_content.images.tree import Trees
 from shoal_content.registry.http import HttpResolver
 from shoal_content.schema import MIGRATIONS
-from shoal_content.store import Store
-from shoal_content.tree import Trees
+from shoal_content.transfer import fetch
+from shoal_content.transfer.holds import Holds
 
 from tests.support.content_proxy import Proxy, proxy
 from tests.support.images import Image, Layer, digest_of, directory, file, push, whiteout

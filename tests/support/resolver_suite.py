@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from shoal_bus.errors import DataLoss, FailedPrecondition, NotFound
+from shoal_bus.image_reference import Reference
 from shoal_bus.types import Descriptor
-from shoal_content.reference import Reference
 from shoal_content.registry.resolver import Interrupted, Resolver, Source
 
 from tests.support.images import Image, Layer, file

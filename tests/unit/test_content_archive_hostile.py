@@ -15,15 +15,15 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shoal_bus.errors import FailedPrecondition, NotFound, ShoalError
-from shoal_content import archive as archives
-from shoal_content import selection as selecting
-from shoal_content.archive import Archive
-from shoal_content.selection import Selection, select
-from shoal_content.work import load as loading
-from shoal_content.work import tar as tars
-from shoal_content.work.errors import Corrupt, Unacceptable, WorkError
-from shoal_content.work.load import Load, load
-from shoal_content.work.tar import TarReader, header, padding
+from shoal_content.archives import archive as archives
+from shoal_content.archives.archive import Archive
+from shoal_content.archives.work import load as loading
+from shoal_content.archives.work import tar as tars
+from shoal_content.archives.work.errors import Corrupt, Unacceptable, WorkError
+from shoal_content.archives.work.load import Load, load
+from shoal_content.archives.work.tar import TarReader, header, padding
+from shoal_content.images import selection as selecting
+from shoal_content.images.selection import Selection, select
 
 from tests.support.archives import blob, docker, layout, tar
 from tests.support.images import Entry, Image, Layer, digest_of, directory, entry, file, hardlink, symlink

@@ -8,13 +8,15 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shoal_bus import image_reference as reference
 from shoal_bus.errors import FailedPrecondition, InvalidArgument, NotFound, ShoalError
 from shoal_bus.types import Descriptor, Platform
-from shoal_content import media, platforms, reference
-from shoal_content.progress import Rate
+from shoal_content import media
+from shoal_content.images import platforms
+from shoal_content.images.tree import choose_manifest
 from shoal_content.registry import credentials
 from shoal_content.registry.auth import _parameters
-from shoal_content.tree import choose_manifest
+from shoal_content.transfer.progress import Rate
 
 DIGEST = "sha256:" + "a" * 64
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shoal_bus import sealing
 from shoal_bus.errors import FailedPrecondition, InvalidArgument
-from shoal_content.reference import Reference, parse
+from shoal_bus.image_reference import Reference, parse
 from shoal_content.registry import credentials, headers, referrers
 from shoal_content.registry.auth import _merged
 from shoal_content.registry.credentials import Credential

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shoal_bus.collection import Holder, LabelledSnapshot, expiry, is_root
 from shoal_bus.database import Database
-from shoal_content.roots import Elsewhere, Mark, Node, back_references, changed_since, mark, references
+from shoal_content.collection.roots import Elsewhere, Mark, Node, back_references, changed_since, mark, references
 from shoal_content.schema import MIGRATIONS
 
 NOW = 1_000_000.0

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from shoal_bus.database import Database
 from shoal_bus.locks import Locks
-from shoal_content.layout import Layout
+from shoal_content.blobs.layout import Layout
+from shoal_content.blobs.scrub import Scrub, _step_back
+from shoal_content.blobs.store import Store
 from shoal_content.schema import MIGRATIONS
-from shoal_content.scrub import Scrub, _step_back
-from shoal_content.store import Store
 
 SIZE = 1 << 20
 

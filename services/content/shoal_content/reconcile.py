@@ -9,10 +9,10 @@ from __future__ import annotations
 import structlog
 from shoal_bus.database import Database
 
-from shoal_content.following import Following
-from shoal_content.holds import Holds
-from shoal_content.layout import Layout
-from shoal_content.scrub import Scrub
+from shoal_content.blobs.following import Following
+from shoal_content.blobs.layout import Layout
+from shoal_content.blobs.scrub import Scrub
+from shoal_content.transfer.holds import Holds
 
 log = structlog.get_logger(__name__)
 

@@ -7,38 +7,38 @@ import asyncio
 from pathlib import Path
 
 import structlog
+from shoal_bus import image_reference as reference
 from shoal_bus.api import content as api
 from shoal_bus.process import Process
 
-from shoal_content import reference
-from shoal_content.checking import Checks
-from shoal_content.claims import Claims
-from shoal_content.collect import Collector
-from shoal_content.converting import Conversions
-from shoal_content.exporting import Exports
-from shoal_content.fetch import Fetcher
-from shoal_content.following import Following
-from shoal_content.holds import Holds
-from shoal_content.images import Images
-from shoal_content.importing import Imports
-from shoal_content.ingests import Ingests
-from shoal_content.layout import Layout
-from shoal_content.leases import Leases
+from shoal_content.archives.converting import Conversions
+from shoal_content.archives.exporting import Exports
+from shoal_content.archives.importing import Imports
+from shoal_content.archives.operation import Tools
+from shoal_content.archives.staging import Stagings
+from shoal_content.archives.work.pool import Pool
+from shoal_content.blobs.claims import Claims
+from shoal_content.blobs.following import Following
+from shoal_content.blobs.ingests import Ingests
+from shoal_content.blobs.layout import Layout
+from shoal_content.blobs.scrub import Scrub
+from shoal_content.blobs.store import Store
+from shoal_content.collection.collect import Collector
+from shoal_content.collection.leases import Leases
+from shoal_content.images.checking import Checks
+from shoal_content.images.records import Images
+from shoal_content.images.resolve import Resolving
+from shoal_content.images.tree import Trees
 from shoal_content.namespaces import Namespaces
-from shoal_content.operation import Tools
-from shoal_content.pull import Pulls
-from shoal_content.push import Pushes, destination
 from shoal_content.reconcile import reconcile, undo_dead_pulls
 from shoal_content.registry.hosts import DEFAULT_DIRECTORY
 from shoal_content.registry.registries import Registries
-from shoal_content.resolve import Resolving
 from shoal_content.schema import MIGRATIONS
-from shoal_content.scrub import Scrub
-from shoal_content.staging import Stagings
-from shoal_content.store import Store
-from shoal_content.tree import Trees
-from shoal_content.unpack import Unpacker
-from shoal_content.work.pool import Pool
+from shoal_content.transfer.fetch import Fetcher
+from shoal_content.transfer.holds import Holds
+from shoal_content.transfer.pull import Pulls
+from shoal_content.transfer.push import Pushes, destination
+from shoal_content.transfer.unpack import Unpacker
 
 log = structlog.get_logger(__name__)
 

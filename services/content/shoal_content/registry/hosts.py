@@ -33,9 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal_bus.errors import FailedPrecondition
+from shoal_bus.image_reference import DEFAULT_DOMAIN, Reference, is_repository
 from yarl import URL
-
-from shoal_content.reference import DEFAULT_DOMAIN, Reference, is_repository
 
 DEFAULT_DIRECTORY = Path("/etc/shoal/certs.d")
 PULL, RESOLVE, PUSH = "pull", "resolve", "push"

@@ -16,12 +16,12 @@ from typing import Any, Self, TypeVar
 import aiohttp
 import structlog
 from shoal_bus.errors import DataLoss, FailedPrecondition, NotFound, ShoalError
+from shoal_bus.image_reference import Reference
 from shoal_bus.types import Descriptor
 from yarl import URL
 
 from shoal_content import media
-from shoal_content.layout import digest_of
-from shoal_content.reference import Reference
+from shoal_content.blobs.layout import digest_of
 from shoal_content.registry import credentials, referrers
 from shoal_content.registry import headers as said
 from shoal_content.registry.auth import Authorizer

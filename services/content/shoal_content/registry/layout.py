@@ -19,11 +19,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from shoal_bus.errors import DataLoss, FailedPrecondition, NotFound
+from shoal_bus.image_reference import Reference
 from shoal_bus.types import Descriptor, check_digest
 
 from shoal_content import media
-from shoal_content.layout import digest_of, sync
-from shoal_content.reference import Reference
+from shoal_content.blobs.layout import digest_of, sync
 from shoal_content.registry import referrers
 from shoal_content.registry.resolver import Body, Interrupted, Referrer, Resolver, Source
 

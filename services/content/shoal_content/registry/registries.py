@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from shoal_bus import image_reference as reference
 from shoal_bus.api.content import KeyRequest, ListReferrers, Referrer, RegistryCredential, RegistryKey
 from shoal_bus.context import Context
 from shoal_bus.errors import InvalidArgument
+from shoal_bus.image_reference import Reference
 from shoal_bus.sealing import private_key, public_key, unseal
 
-from shoal_content import reference
-from shoal_content.reference import Reference
 from shoal_content.registry.credentials import Credential
 from shoal_content.registry.http import HttpResolver
 from shoal_content.registry.resolver import Resolver

@@ -10,9 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from shoal_bus.errors import Unavailable
+from shoal_bus.image_reference import Reference
 from shoal_bus.types import Descriptor
-
-from shoal_content.reference import Reference
 
 Source = Callable[[int], AsyncGenerator[bytes, None]]
 """A blob to be uploaded: its bytes from an offset to its end, each time it is called."""

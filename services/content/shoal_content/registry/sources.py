@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shoal_bus.database import Transaction
+from shoal_bus.image_reference import Reference, is_repository
 from shoal_bus.types import Labels
 
 from shoal_content.labels import dump, load
-from shoal_content.reference import Reference, is_repository
 
 PREFIX = "containerd.io/distribution.source."
 _MOST = 16

@@ -1,0 +1,1 @@
+"""Images to and from archives, and converted, by processes of their own."""

@@ -1,0 +1,1 @@
+"""The bytes: blobs and what namespaces see of them, ingests, claims, and what is rotten."""

@@ -1,0 +1,183 @@
+"""Which blobs of an image are meant when it is to be copied: for one platform, or for all, from wherever they are.
+
+    selection = select(StoreSource(store, namespace), name, target, platform="", all_platforms=False)
+    selection.blobs, selection.image
+
+Of an index, the manifests that are asked for must be there with all they lead to; attestations come along with what
+they attest where they are there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from shoal_bus.errors import FailedPrecondition, NotFound
+from shoal_bus.types import Descriptor
+
+from shoal_content import media
+from shoal_content.blobs.store import Store
+from shoal_content.images.tree import choose_manifest
+from shoal_content.media import Config, Manifest
+
+MAX_DOCUMENTS_BYTES = 32 << 20
+"""Of all manifests, indexes and configurations that one image leads to: each is parsed, which takes its time."""
+_DEEPEST = 4
+
+
+class Source(Protocol):
+    """Where an image's blobs are."""
+
+    def size(self, digest: str) -> int | None:
+        """A blob's size, or None where it isn't there."""
+
+    def open(self, digest: str) -> bytes:
+        """All of a small blob that is there."""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """One manifest: an image's with its configuration, or another one's (`config` is None)."""
+
+    descriptor: Descriptor
+    data: bytes
+    manifest: Manifest | None = None
+    config: Config | None = None
+
+
+@dataclass
+class Selection:
+    """What was asked for. `blobs` by digest; `image` is what this node would unpack, if it is among them."""
+
+    target: Descriptor
+    blobs: dict[str, Descriptor] = field(default_factory=dict)
+    manifests: list[Picked] = field(default_factory=list)
+    image: Picked | None = None
+    whole: bool = True
+    """Whether it is all of the target: of an index, all of its images."""
+
+
+class StoreSource:
+    """The blobs that a namespace sees."""
+
+    def __init__(self, store: Store, namespace: str) -> None:
+        self._store, self._namespace = store, namespace
+
+    def size(self, digest: str) -> int | None:
+        if not self._store.sees(self._namespace, digest):
+            return None
+        try:
+            return self._store.path(digest).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def open(self, digest: str) -> bytes:
+        return self._store.open(self._namespace, digest)
+
+
+def select(
+    source: Source,
+    name: str,
+    target: Descriptor,
+    *,
+    platform: str,
+    all_platforms: bool,
+    skip_non_distributable: bool = False,
+) -> Selection:
+    """What of an image is meant. NOT_FOUND names the first blob that isn't there, FAILED_PRECONDITION what is wrong."""
+    return _Selecting(source, name, skip_non_distributable).run(target, platform, all_platforms)
+
+
+class _Selecting:
+    def __init__(self, source: Source, name: str, skip_non_distributable: bool) -> None:
+        self._source, self._name, self._skip = source, name, skip_non_distributable
+        self._read = 0
+
+    def run(self, target: Descriptor, platform: str, all_platforms: bool) -> Selection:
+        found = Selection(target)
+        data = self._document(target)
+        if media.kind_of(data, target.media_type) not in media.INDEXES:
+            found.image = self._pick(found, target, data)
+            if found.image.config is None:
+                found.image = None
+            return found
+        entries = self._entries(found, target, data, 0)
+        images = [entry for entry in entries if not media.is_attestation(entry)]
+        wanted = images if all_platforms else [choose_manifest(self._name, images, platform)]
+        found.whole = len(wanted) == len(images)
+        for entry in wanted:
+            self._pick(found, entry, self._document(entry))
+        digests = {entry.digest for entry in wanted}
+        for entry in entries:
+            if media.is_attestation(entry) and (all_platforms or entry.annotations.get(media.ATTESTED) in digests):
+                self._pick_if_there(found, entry)
+        picked = [one for one in found.manifests if one.config is not None and one.descriptor.digest in digests]
+        if picked:
+            try:
+                own = choose_manifest(self._name, [one.descriptor for one in picked], platform)
+            except NotFound:
+                return found
+            found.image = next(one for one in picked if one.descriptor is own)
+        return found
+
+    def _entries(self, found: Selection, index: Descriptor, data: bytes, depth: int) -> list[Descriptor]:
+        """The entries of an index, those of indexes in it included; the indexes themselves are selected."""
+        found.blobs[index.digest] = index
+        entries: list[Descriptor] = []
+        for entry in media.read_entries(data):
+            if entry.media_type not in media.INDEXES:
+                entries.append(entry)
+            elif self._source.size(entry.digest) is not None and entry.digest not in found.blobs:
+                if depth == _DEEPEST:
+                    raise FailedPrecondition(f"image {self._name}: indexes in indexes, {_DEEPEST} deep")
+                entries += self._entries(found, entry, self._document(entry), depth + 1)
+            if len(entries) > media.MAX_MANIFESTS:
+                raise FailedPrecondition(f"image {self._name}: more than {media.MAX_MANIFESTS} manifests")
+        return entries
+
+    def _pick(self, found: Selection, entry: Descriptor, data: bytes) -> Picked:
+        if media.kind_of(data, entry.media_type) not in media.MANIFESTS:
+            raise FailedPrecondition(f"image {self._name}: {entry.digest} is no manifest")
+        picked = Picked(entry, data)
+        if not media.is_artifact(data) and not media.is_attestation(entry):
+            manifest = media.read_manifest(data)
+            config = media.read_config(self._document(manifest.config))
+            if len(manifest.layers) != len(config.diff_ids):
+                raise FailedPrecondition(
+                    f"image {self._name}: its manifest has {len(manifest.layers)} layers,"
+                    f" its configuration {len(config.diff_ids)}"
+                )
+            picked = Picked(entry, data, manifest, config)
+        for child in media.parts(data):
+            if self._skip and child.media_type in media.NON_DISTRIBUTABLE:
+                continue
+            self._there(child)
+            found.blobs[child.digest] = child
+        found.blobs[entry.digest] = entry
+        found.manifests.append(picked)
+        return picked
+
+    def _pick_if_there(self, found: Selection, entry: Descriptor) -> None:
+        if self._source.size(entry.digest) is None:
+            return
+        data = self._document(entry)
+        children = media.parts(data)
+        if all(self._source.size(child.digest) is not None for child in children):
+            self._pick(found, entry, data)
+
+    def _document(self, descriptor: Descriptor) -> bytes:
+        self._there(descriptor)
+        self._read += descriptor.size
+        if descriptor.size > media.MAX_MANIFEST_BYTES or self._read > MAX_DOCUMENTS_BYTES:
+            raise FailedPrecondition(f"image {self._name}: {descriptor.digest} is too large for what it should be")
+        return self._source.open(descriptor.digest)
+
+    def _there(self, descriptor: Descriptor) -> None:
+        size = self._source.size(descriptor.digest)
+        if size is None:
+            which = f" for {descriptor.platform}" if descriptor.platform else ""
+            raise NotFound(f"image {self._name}: {descriptor.digest}{which} isn't there")
+        if size != descriptor.size:
+            raise FailedPrecondition(
+                f"image {self._name}: {descriptor.digest} has {size} bytes, its descriptor says {descriptor.size}"
+            )

@@ -1,0 +1,1 @@
+"""Images to and from registries: pulls, pushes, and what they have unpacked."""
