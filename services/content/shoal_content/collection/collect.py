@@ -33,10 +33,10 @@ from shoal_bus.locks import Locks
 from shoal_bus.message import Message, Request
 from shoal_bus.verb import AnyVerb, StreamVerb, Verb
 
+from shoal_content import leasing
 from shoal_content.blobs.ingests import Ingests
 from shoal_content.blobs.layout import Layout
 from shoal_content.blobs.store import Store
-from shoal_content.collection import leasing
 from shoal_content.collection.roots import Elsewhere, Mark, Node, changed_since, mark
 from shoal_content.labels import load
 
