@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.shoal import Shoal, refused, unique
+from tests.e2e.shoal import COMMAND, Shoal, eventually, refused, unique
 
 DATA = os.urandom(5 << 20)
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
@@ -175,3 +177,37 @@ def test_snapshots_are_removed_in_the_order_given(node: Shoal, image: str) -> No
     assert node.json("snapshot", "ls") == []
     node.ok("rmi", image)
     node.ok("pull", image)
+
+
+def test_what_a_container_changed_is_a_layer(node: Shoal, image: str, tmp_path: Path) -> None:
+    id = unique("changes")
+    node.ok("run", "--name", id, image, "sh", "-c", "echo new >/added; rm /bin/true")
+    before = {one["key"] for one in node.json("snapshot", "ls")}
+    [key] = [key for key in before if id in key]
+    file = tmp_path / "changes.tar"
+    told = node.json("snapshot", "diff", key, "-o", str(file))
+    assert told["diff_id"] == "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
+    with tarfile.open(file) as archive:
+        names = {member.name.strip("./") for member in archive if member.isreg()}
+        added = archive.extractfile("added")
+        assert added is not None
+        assert added.read() == b"new\n"
+    assert {"added", "bin/.wh.true"} <= names
+    piped = subprocess.run(
+        [*COMMAND, "snapshot", "diff", key, "--compression", "gzip"],
+        env=node.environment,
+        capture_output=True,
+        check=True,
+    )
+    assert gzip.decompress(piped.stdout) == file.read_bytes()
+    # Of committed ones, and against another than the parent: what the container shows is all that it shows.
+    [parent] = [one["parent"] for one in node.json("snapshot", "ls") if one["key"] == key]
+    node.ok("snapshot", "diff", parent, "-o", str(tmp_path / "image.tar"))
+    with tarfile.open(tmp_path / "image.tar") as archive:
+        assert "bin/busybox" in {member.name.strip("./") for member in archive}
+    assert {one["key"] for one in node.json("snapshot", "ls")} == before
+    eventually(lambda: told["descriptor"]["digest"] not in node.ok("gc", "--json") + node.ok("content", "ls", "-q"))
+    assert node.json("lease", "ls") == []
+    refused(node.run("snapshot", "diff", "nothing", "-o", str(file)), 4, "NOT_FOUND", "nothing")
+    refused(node.run("snapshot", "diff", key, "--compression", "rot13", "-o", "x"), 2, "INVALID_ARGUMENT", "rot13")
+    node.ok("rm", id)

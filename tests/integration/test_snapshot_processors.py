@@ -58,7 +58,8 @@ async def test_a_program_decompresses_a_layer(node: TestNode, connection: Connec
     data = lzma.compress(tar)
 
     async def unpack(name: str, media_type: str, data: bytes) -> api.SnapshotInfo:
-        path = node.root / "content" / name
+        path = node.root / "content" / "claims" / name
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
         blob = Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
         request = api.UnpackLayer(name=name, descriptor=blob, path=str(path), diff_id=digest_of(tar))

@@ -21,6 +21,7 @@ from shoal_bus.errors import (
     NotFound,
     ShoalError,
 )
+from shoal_bus.types import Descriptor
 
 from tests.support import images
 from tests.support.images import Layer, directory, file, symlink, whiteout
@@ -71,6 +72,26 @@ async def events(client: Client, last: str) -> list[tuple[str, str]]:
             if any(topic == last for topic, _ in found):
                 return found
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("place", ["blobs/sha256", "ingests", "quarantine", ".", "claims/..", "../elsewhere"])
+async def test_a_blob_is_read_only_where_content_has_named_it(place: str, client: Client, tmp_path: Path) -> None:
+    """To know a digest, and so where a blob lies, gives nobody its bytes."""
+    path, blob, diff_id = write_blob(tmp_path, Layer([file("secret")]))
+    guessed = path.parent.parent / place / path.name
+    guessed.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(guessed)
+    with pytest.raises(NotFound) as refused:
+        await unpack_from(client, guessed, blob, diff_id)
+    path.parent.mkdir(exist_ok=True)
+    guessed.rename(path)
+    assert str(refused.value).count(blob.digest) <= 1
+    assert (await unpack_from(client, path, blob, diff_id)).key == "named"
+
+
+async def unpack_from(client: Client, path: Path, blob: Descriptor, diff_id: str) -> api.SnapshotInfo:
+    request = api.UnpackLayer(name="named", descriptor=blob, path=str(path), diff_id=diff_id)
+    return await client.operate(api.SNAPSHOT_UNPACK, request, timeout=30)
 
 
 async def test_an_image_is_unpacked_layer_by_layer_and_mounted(node: TestNode, client: Client, tmp_path: Path) -> None:

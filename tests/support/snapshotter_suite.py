@@ -56,7 +56,8 @@ def mounted(mounts: Sequence[Mount], directory: Path) -> Iterator[Path]:
 def write_blob(directory: Path, layer: images.Layer) -> tuple[Path, Descriptor, str]:
     """A layer as a file, its descriptor and its diff ID; where a test's node has its blobs, if there is one."""
     if (directory / "root" / "snapshot").is_dir():
-        directory = directory / "root" / "content"
+        directory = directory / "root" / "content" / "claims"
+        directory.mkdir(parents=True, exist_ok=True)
     tar = layer.tar()
     data = images.Layer.compress(tar, layer.compression)
     suffix = "" if layer.compression == "none" else f"+{layer.compression}"

@@ -1,8 +1,10 @@
-"""`snapshot ls|tree|usage|info|rm`: the layers that containers lie on, and their own."""
+"""`snapshot ls|tree|usage|info|diff|rm`: the layers that containers lie on, and their own."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -115,6 +117,32 @@ async def info(
         except FailedPrecondition:
             told["mounts"] = []  # a committed one isn't mounted by itself
     print_json(told)
+
+
+@app.command()
+@client_command
+async def diff(
+    target: Target,
+    key: Annotated[str, KEY],
+    lower: Annotated[str, typer.Argument(help="What it is compared with; else its parent.", show_default=False)] = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file, instead of standard output.", show_default=False)
+    ] = None,
+    compression: Annotated[str, typer.Option(help="none, gzip or zstd.")] = "none",
+    snapshotter: Annotated[str, SNAPSHOTTER] = "overlayfs",
+) -> None:
+    """Write what a snapshot changed, as a layer: a tar archive, with whiteouts for what is gone."""
+    from shoal_bus.errors import InvalidArgument
+
+    from shoal_cli.output import print_json
+    from shoal_cli.snapshot_diff import write_diff
+
+    if output is None and (target.json or sys.stdout.isatty()):
+        raise InvalidArgument("a layer is no text", hint="name a file with --output, or use a pipe")
+    async with target.client() as client:
+        made = await write_diff(client, snapshotter, key, lower, compression, output)
+    if target.json:
+        print_json(made)
 
 
 @app.command()

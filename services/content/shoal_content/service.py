@@ -77,7 +77,7 @@ async def setup(process: Process) -> None:
     pool = Pool()
     process.stack.push_async_callback(pool.close)
     stagings = Stagings(process.root, database, store, holds)
-    unpacker = Unpacker(store, holds)
+    unpacker = Unpacker(store, following, holds)
     tools = Tools(
         database, store, trees, images, holds, collector, stagings, unpacker, pool, process.node.state / api.ARCHIVES
     )

@@ -34,6 +34,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.2
+_UNGUESSABLE = ("claims", "following")
+"""Where the content service has names for who was told them: to know a digest gives nobody a blob."""
 PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
@@ -247,8 +249,8 @@ class Layers:
     ) -> Job:
         descriptor, base = request.descriptor, str(self._content)
         path = request.path.removeprefix(f"{base}/")
-        if path == request.path:
-            path = ""  # it is none of the content service's, and not found
+        if path == request.path or path.partition("/")[0] not in _UNGUESSABLE:
+            path = ""  # it is none that the content service gave anyone, and not found
         processor = self._processors.get(descriptor.media_type)
         return Job(
             base=base, path=path, media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size,

@@ -10,6 +10,7 @@ from shoal_bus.errors import Cancelled, NotFound, ShoalError
 from shoal_bus.types import Descriptor
 
 from shoal_content import media
+from shoal_content.blobs.following import Following
 from shoal_content.blobs.store import Store
 from shoal_content.transfer.holds import Holds
 
@@ -19,8 +20,8 @@ _TRIES = 5
 class Unpacker:
     """Has the snapshot service unpack what an operation holds; the snapshots are held by it as well."""
 
-    def __init__(self, store: Store, holds: Holds) -> None:
-        self._store, self._holds = store, holds
+    def __init__(self, store: Store, following: Following, holds: Holds) -> None:
+        self._store, self._following, self._holds = store, following, holds
 
     async def unpack(
         self,
@@ -40,11 +41,13 @@ class Unpacker:
         parent = ""
         for at, chain_id in enumerate(chain):
             if not await self._hold(ctx, snapshotter, chain_id):
+                path = self._following.path(nonce, at)
+                self._following.point(path, self._store.path(layers[at].digest))
                 request = snapshots.UnpackLayer(
                     name=chain_id,
                     parent=parent,
                     descriptor=layers[at],
-                    path=str(self._store.path(layers[at].digest)),
+                    path=str(path),
                     diff_id=diff_ids[at],
                 )
                 try:
@@ -57,6 +60,7 @@ class Unpacker:
                     ) from None
             parent = chain_id
             report(at + 1)
+        self._following.forget(nonce)
         return chain
 
     async def _have_unpacked(self, ctx: Context, step: str, snapshotter: str, request: snapshots.UnpackLayer) -> None:
