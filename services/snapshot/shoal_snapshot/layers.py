@@ -249,7 +249,8 @@ class Layers:
     ) -> Job:
         descriptor, base = request.descriptor, str(self._content)
         path = request.path.removeprefix(f"{base}/")
-        if path == request.path or path.partition("/")[0] not in _UNGUESSABLE:
+        place, _, name = path.partition("/")
+        if path == request.path or place not in _UNGUESSABLE or "/" in name:
             path = ""  # it is none that the content service gave anyone, and not found
         processor = self._processors.get(descriptor.media_type)
         return Job(
