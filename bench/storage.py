@@ -1,7 +1,7 @@
 """Storage, beside Debian's containerd: the same images from the same registry, in one run and in turn.
 
     make bench                                       with the others, some minutes
-    .venv/bin/python bench/storage.py --quick        everything, two minutes
+    .venv/bin/python bench/storage.py --quick        everything, some minutes
     .venv/bin/python bench/storage.py --only chains
 
 As root. Every run of either side begins on a file system of its own, with a daemon that has done nothing yet and empty
@@ -23,7 +23,7 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.support import chains, figures, pulls
+from bench.support import chains, figures, pulls, transfers
 from bench.support.effort import Effort
 from bench.support.figures import Row
 from bench.support.scratch import Scratch, scratch
@@ -36,12 +36,12 @@ def _chains(place: Scratch, effort: Effort) -> list[Row]:
     return asyncio.run(chains.measure(place, effort))
 
 
-MEASURES = {"pulls": pulls.measure, "chains": _chains}
+MEASURES = {"pulls": pulls.measure, "transfers": transfers.measure, "chains": _chains}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two minutes: fewer rounds, rougher figures")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, rougher figures")
     parser.add_argument("--only", action="append", choices=MEASURES, metavar="NAME", help=f"of {', '.join(MEASURES)}")
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="PATH")
     options = parser.parse_args()

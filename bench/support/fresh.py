@@ -34,6 +34,17 @@ class Fresh(ABC):
         """The command that pulls and unpacks an image from a registry without TLS."""
 
     @abstractmethod
+    def push_commands(self, reference: str, to: str) -> tuple[list[str], list[str]]:
+        """What has to be done first, if anything, and the command that pushes an image under another name."""
+
+    @abstractmethod
+    def export_command(self, reference: str, archive: Path) -> list[str]: ...
+
+    @abstractmethod
+    def import_command(self, archive: Path) -> list[str]:
+        """The command that imports and unpacks an archive."""
+
+    @abstractmethod
     def version_command(self) -> list[str]: ...
 
     @property
@@ -78,11 +89,23 @@ class FreshContainerd(Fresh):
     def __init__(self, daemon: containerd.Daemon) -> None:
         self.daemon, self.root = daemon, daemon.root
 
+    def _ctr(self, *arguments: str) -> list[str]:
+        return ["ctr", "--address", str(self.daemon.address), *arguments]
+
     def pull_command(self, reference: str) -> list[str]:
-        return ["ctr", "--address", str(self.daemon.address), "images", "pull", "--plain-http", reference]
+        return self._ctr("images", "pull", "--plain-http", reference)
+
+    def push_commands(self, reference: str, to: str) -> tuple[list[str], list[str]]:
+        return [], self._ctr("images", "push", "--plain-http", to, reference)
+
+    def export_command(self, reference: str, archive: Path) -> list[str]:
+        return self._ctr("images", "export", str(archive), reference)
+
+    def import_command(self, archive: Path) -> list[str]:
+        return self._ctr("images", "import", str(archive))
 
     def version_command(self) -> list[str]:
-        return ["ctr", "--address", str(self.daemon.address), "version"]
+        return self._ctr("version")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -103,10 +126,19 @@ class FreshShoal(Fresh):
         self.node, self.root = node, node.root
         self._shoal = shoal.installed()
         children = psutil.Process(node.pid).children()
-        self._services = [one for one in children if {"shoal_content", "shoal_snapshot"} & set(one.cmdline())]
+        self._services = [one for one in children if one.name() in ("shoal-content", "shoal-snapshot")]
 
     def pull_command(self, reference: str) -> list[str]:
         return [*self._shoal, "pull", reference]
+
+    def push_commands(self, reference: str, to: str) -> tuple[list[str], list[str]]:
+        return [*self._shoal, "tag", reference, to], [*self._shoal, "push", to]
+
+    def export_command(self, reference: str, archive: Path) -> list[str]:
+        return [*self._shoal, "save", "--output", str(archive), reference]
+
+    def import_command(self, archive: Path) -> list[str]:
+        return [*self._shoal, "load", "--input", str(archive)]
 
     def version_command(self) -> list[str]:
         return [*self._shoal, "nodes"]

@@ -106,7 +106,9 @@ def register(service: Service, snapshots: Snapshots, layers: Layers) -> None:
         api.SNAPSHOT_PREPARE.on(name), snapshots.prepare, lock=lambda r: f"snapshot/{r.key}", begins_itself=True
     )
     service.handle(api.SNAPSHOT_VIEW.on(name), snapshots.view, lock=lambda r: f"snapshot/{r.key}", begins_itself=True)
-    service.handle(api.SNAPSHOT_COMMIT.on(name), snapshots.commit, lock=lambda r: f"snapshot/{r.key}")
+    service.handle(
+        api.SNAPSHOT_COMMIT.on(name), snapshots.commit, lock=lambda r: f"snapshot/{r.key}", begins_itself=True
+    )
     service.handle(api.SNAPSHOT_MOUNTS.on(name), snapshots.mounts)
     service.handle(api.SNAPSHOT_STAT.on(name), snapshots.stat)
     service.handle(
