@@ -94,11 +94,8 @@ def _to_stream(state: Path, fd: int) -> Iterator[str]:
         with _entry(state) as place:
             os.mkfifo(place, 0o600)
             source = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                with _copying(lambda stop: _drain(source, fd, stop)):
-                    yield place.name
-            finally:
-                os.close(source)
+            with _copying(lambda stop: _drain(source, fd, stop)):
+                yield place.name
     finally:
         os.close(fd)
 
@@ -177,9 +174,19 @@ def _feed(source: int, place: Path, stop: threading.Event) -> None:
 
 
 def _drain(source: int, sink: int, stop: threading.Event) -> None:
-    """Copies from a FIFO, from when somebody writes to it until nobody does any more."""
-    with suppress(OSError):
-        fcntl.fcntl(source, fcntl.F_SETPIPE_SZ, _CHUNK)
+    """Copies from a FIFO, from when somebody writes to it until nobody does any more, and closes it.
+
+    Also when nobody takes what is copied: whoever writes must not wait for a reader that is gone.
+    """
+    try:
+        with suppress(OSError):
+            fcntl.fcntl(source, fcntl.F_SETPIPE_SZ, _CHUNK)
+        _copy(source, sink, stop)
+    finally:
+        os.close(source)
+
+
+def _copy(source: int, sink: int, stop: threading.Event) -> None:
     poll = select.poll()
     poll.register(source, select.POLLIN)
     while True:

@@ -57,9 +57,12 @@ async def test_gc_says_what_it_has_removed(node: Shoal) -> None:
     node.ok("lease", "drop", "holds", "images=a")
     assert node.json("lease", "resources", "holds") == [{"type": "ingests", "id": "b"}]
     node.ok("gc")
-    async with Client.open(found.address, found.name) as client:
-        request = content.WriteIngest(ref="r", data=b"of nobody", commit=True)
-        written = await client.call(content.INGEST_WRITE, request)
-    told = node.ok("gc").splitlines()
+    for number in range(5):
+        async with Client.open(found.address, found.name) as client:
+            request = content.WriteIngest(ref="r", data=b"of nobody%d" % number, commit=True)
+            written = await client.call(content.INGEST_WRITE, request)
+        told = node.ok("gc").splitlines()
+        if len(told) > 1:
+            break  # otherwise another collection was faster
     assert told[0] == f"default content {written.committed}"
-    assert told[1].startswith("removed 1 content, 9 B, in ")
+    assert told[1].startswith("removed 1 content, 10 B, in ")

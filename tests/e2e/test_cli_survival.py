@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.shoal import Shoal, unique
+from tests.e2e.shoal import Shoal, eventually, unique
 from tests.e2e.terminal import Terminal
 from tests.support.leaks import Leaks
 
@@ -79,8 +79,8 @@ def test_stop_containers_ends_them_first_and_restart_policies_wait(fresh: Shoal,
     while [container["id"] for container in fresh.json("ps")] != [always]:
         assert time.monotonic() < deadline
     assert any(container["id"] == id for container in fresh.json("ps", "--all"))
-    told = fresh.ok("events", "--json", "--no-follow", "-f", "topic=/tasks/start", "-f", f"id={always}")
-    assert len(told.splitlines()) == 2
+    starts = ("events", "--json", "--no-follow", "-f", "topic=/tasks/start", "-f", f"id={always}")
+    eventually(lambda: len(fresh.ok(*starts).splitlines()) == 2)
 
 
 def test_an_attached_run_survives_a_kill_of_the_runtime_service(fresh: Shoal, busybox: str) -> None:

@@ -31,7 +31,7 @@ from tests.support.runtime import RuntimeNode, runtime_node
 
 log = logging.getLogger(__name__)
 
-KILLS = int(os.environ.get("SHOAL_STORAGE_KILLS", "80"))
+KILLS = int(os.environ.get("SHOAL_STORAGE_KILLS", "50"))
 SEED = int(os.environ.get("SHOAL_STORAGE_SEED", "0")) or random.randrange(1, 1 << 32)
 WORKERS = 6
 PAUSE_SECONDS = 0.3
