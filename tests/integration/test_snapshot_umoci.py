@@ -19,7 +19,7 @@ from tests.support import images
 from tests.support.images import Layer, directory, entry, file, opaque, symlink, whiteout
 from tests.support.natsd import NatsServer
 from tests.support.node import TestNode
-from tests.support.snapshotter_suite import listing, mounted
+from tests.support.snapshotter_suite import claimed, listing, mounted
 
 
 def save(image: images.Image, layout: Path) -> None:
@@ -101,7 +101,8 @@ async def unpack(client: Client, image: images.Image, blobs: Path) -> str:
     for number, (digest, diff_id) in enumerate(zip(image.layers, image.diff_ids, strict=True)):
         media_type, data = image.blobs[digest]
         request = api.UnpackLayer(
-            name=f"{image.digest}-{number}", parent=name, path=str(blobs / digest.removeprefix("sha256:")),
+            name=f"{image.digest}-{number}", parent=name,
+            path=str(claimed(blobs / digest.removeprefix("sha256:"), blobs.parents[2])),
             descriptor=Descriptor(media_type=media_type, digest=digest, size=len(data)), diff_id=diff_id,
         )  # fmt: skip
         name = (await client.operate(api.SNAPSHOT_UNPACK, request, timeout=60)).key

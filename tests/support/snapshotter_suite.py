@@ -67,6 +67,14 @@ def write_blob(directory: Path, layer: images.Layer) -> tuple[Path, Descriptor, 
     return path, Descriptor(media_type=media_type, digest=images.digest_of(data), size=len(data)), images.digest_of(tar)
 
 
+def claimed(blob: Path, content: Path) -> Path:
+    """A file as the content service, whose directory is `content`, would name it for the snapshot service."""
+    place = content / "claims" / secrets.token_hex(8)
+    place.parent.mkdir(exist_ok=True)
+    place.hardlink_to(blob)
+    return place
+
+
 def listing(root: Path) -> dict[str, tuple[Any, ...]]:
     """A tree as one map: what every path is, its attributes, its content."""
     found: dict[str, tuple[Any, ...]] = {}
