@@ -18,7 +18,10 @@ _PUSHES = count()
 
 
 def measure(scratch: Scratch, effort: Effort) -> list[Row]:
-    """An image that is there is pushed to a repository that has nothing, exported, and imported by an empty daemon."""
+    """An image that is there is pushed to another repository of its registry, exported, and imported by an empty daemon.
+
+    The registry has the blobs, and mounts them where it is asked to.
+    """
     rows = []
     with registry.running(scratch.directory / "registry") as served:
         push_samples(served.host)
