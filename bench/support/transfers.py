@@ -18,7 +18,7 @@ _PUSHES = count()
 
 
 def measure(scratch: Scratch, effort: Effort) -> list[Row]:
-    """An image that is there is pushed to another repository of its registry, exported, and imported by an empty daemon.
+    """An image is pushed to another repository of its registry, exported, and imported by an empty daemon.
 
     The registry has the blobs, and mounts them where it is asked to.
     """
