@@ -114,9 +114,6 @@ def _wait(sock: _socket.socket, command: int) -> int:
         code = b""
     if code:
         return code[0]
-    if last == _signal.SIGHUP:
-        # The command has seen by itself that its terminal is gone, and was done before it heard of it from us.
-        return 128 + last
     if last:
         _signal.signal(last, _signal.SIG_DFL)
         os.kill(os.getpid(), last)
