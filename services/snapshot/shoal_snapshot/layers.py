@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 from shoal_bus.api.snapshot import AppliedLayer, ApplyLayer, ApplyProgress, SnapshotInfo, UnpackLayer, Usage
 from shoal_bus.context import Context
 from shoal_bus.errors import Aborted, DataLoss, FailedPrecondition, InvalidArgument, NotFound, from_wire
+from shoal_bus.together import gather, in_thread, to_its_end
 from shoal_bus.types import Descriptor, Mount
 
 from shoal_snapshot import disk
@@ -28,7 +29,6 @@ from shoal_snapshot.processors import Processor
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
 from shoal_snapshot.syscalls import syncfs
-from shoal_snapshot.together import gather, in_thread, to_its_end
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -13,11 +13,12 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
 from shoal_bus.errors import Internal, from_wire
+from shoal_bus.together import gather
 
 _LONGEST_LINE = 1 << 20
 
@@ -49,13 +50,11 @@ async def run(
         if writing >= 0:
             os.close(writing)
     try:
-        async with asyncio.TaskGroup() as group:
-            if output is not None:
-                group.create_task(_read(reading, output))
-            answering = group.create_task(_answer(process, {"what": what, "arguments": arguments}, on_progress))
-        return answering.result()
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+        works: list[Coroutine[Any, Any, Any]] = [_answer(process, {"what": what, "arguments": arguments}, on_progress)]
+        if output is not None:
+            works.append(_read(reading, output))
+        answer: dict[str, Any] = (await gather(*works))[0]
+        return answer
     finally:
         with suppress(ProcessLookupError):
             process.kill()

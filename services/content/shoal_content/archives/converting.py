@@ -12,6 +12,7 @@ from typing import Any
 from shoal_bus.api.content import ConvertImage, ConvertProgress, Image
 from shoal_bus.context import Context
 from shoal_bus.errors import FailedPrecondition, InvalidArgument
+from shoal_bus.together import gather
 from shoal_bus.types import Descriptor
 
 from shoal_content import media
@@ -19,7 +20,6 @@ from shoal_content.archives.operation import Tools
 from shoal_content.archives.work.compression import HEAD, compression_of
 from shoal_content.archives.work.recompress import Recompress
 from shoal_content.blobs.layout import digest_of
-from shoal_content.groups import all_of
 from shoal_content.images import platforms
 from shoal_content.images.selection import Picked, Selection, StoreSource, select
 
@@ -102,7 +102,7 @@ class _Conversion:
     async def run(self) -> Descriptor:
         if not self._images:
             raise FailedPrecondition(f"image {self._request.source}: has no layers that could be converted")
-        await all_of(self._layer(layer, diff_id) for (_, diff_id), layer in self._layers.items())
+        await gather(*(self._layer(layer, diff_id) for (_, diff_id), layer in self._layers.items()))
         made = {one.descriptor.digest: await self._manifest(one) for one in self._images}
         target = self._selection.target
         if target.digest in made:

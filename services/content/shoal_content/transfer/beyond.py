@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from shoal_bus.errors import FailedPrecondition
 from shoal_bus.image_reference import Reference
+from shoal_bus.together import gather
 from shoal_bus.types import Descriptor
 
 from shoal_content import media
-from shoal_content.groups import all_of
 from shoal_content.registry.resolver import Resolver
 
 _DEEPEST = 4
@@ -46,7 +46,7 @@ class Beyond:
     async def blobs_of(self, manifest: bytes) -> None:
         """A manifest's configuration and layers, side by side."""
         children = {one.digest: one for one in media.parts(manifest)}
-        await all_of(self._fetched(one) for one in children.values())
+        await gather(*(self._fetched(one) for one in children.values()))
 
     async def _fetched(self, blob: Descriptor) -> None:
         await self._fetch(blob)

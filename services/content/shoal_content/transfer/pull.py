@@ -19,6 +19,7 @@ from shoal_bus.context import Context
 from shoal_bus.database import Database
 from shoal_bus.errors import Cancelled, NotFound, ShoalError
 from shoal_bus.image_reference import Reference
+from shoal_bus.together import gather
 from shoal_bus.types import Descriptor
 
 from shoal_content import media
@@ -161,20 +162,18 @@ class _Pull:
 
     async def _layers(self, layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> None:
         chain = media.chain_ids(diff_ids)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for at, layer in enumerate(layers):
-                    unpack = snapshots.UnpackLayer(
-                        name=chain[at],
-                        parent=chain[at - 1] if at else "",
-                        descriptor=layer,
-                        path=str(self._pulls.following.path(self._nonce, at)),
-                        diff_id=diff_ids[at],
-                        early=True,
-                    )
-                    group.create_task(self._layer(at, unpack))
-        except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+        unpacks = [
+            snapshots.UnpackLayer(
+                name=chain[at],
+                parent=chain[at - 1] if at else "",
+                descriptor=layer,
+                path=str(self._pulls.following.path(self._nonce, at)),
+                diff_id=diff_ids[at],
+                early=True,
+            )
+            for at, layer in enumerate(layers)
+        ]
+        await gather(*(self._layer(at, unpack) for at, unpack in enumerate(unpacks)))
         self._pulls.following.forget(self._nonce)
 
     async def _layer(self, at: int, unpack: snapshots.UnpackLayer) -> None:
@@ -252,9 +251,3 @@ class _Pull:
         if old is not None and old.target.digest != target.digest:
             await pulls.collector.after_deletion(wait=True)
         return image
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a group of tasks failed with first; the others were cancelled because of it."""
-    first = failures.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Coroutine, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
 
 from shoal_bus import image_reference as reference
 from shoal_bus.api.content import Image, PushedImage, PushImage
@@ -17,6 +16,7 @@ from shoal_bus.context import Context
 from shoal_bus.database import Database
 from shoal_bus.errors import DataLoss, InvalidArgument, NotFound
 from shoal_bus.image_reference import Reference
+from shoal_bus.together import gather
 from shoal_bus.types import Descriptor
 
 from shoal_content.blobs.store import Store
@@ -110,10 +110,10 @@ class _Push:
         plan = self._plan
         self._progress.blobs(plan.blobs, plan.skipped)
         await self._absent(plan.absent)
-        await _all([self._blob(one) for one in plan.blobs])
+        await gather(*[self._blob(one) for one in plan.blobs])
         self._progress.naming()
         for level in plan.manifests:
-            await _all([self._manifest(one) for one in level])
+            await gather(*[self._manifest(one) for one in level])
         await self._resolver.put_manifest(
             self._to, plan.target, self._planner.data(plan.target), self._to.tag if not self._to.digest else ""
         )
@@ -180,16 +180,3 @@ class _Push:
             os.close(fd)
             raise DataLoss(f"{self._to}: blob {descriptor.digest} has {size} bytes here, and should {descriptor.size}")
         return fd
-
-
-async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Does all of it; the first failure ends the rest, and is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for one in work:
-                group.create_task(one)
-    except BaseExceptionGroup as failures:
-        error: BaseException = failures
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
