@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import zstandard
+from shoal_bus.archive.tar import TarReader
 from shoal_snapshot.apply.errors import ApplyError
 from shoal_snapshot.apply.extract import extract
-from shoal_snapshot.apply.tar import TarReader
 from shoal_snapshot.diff.compute import changed_directory, compute
 
 from tests.support import images

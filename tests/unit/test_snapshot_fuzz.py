@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shoal_bus.archive.tar import TarReader
 from shoal_snapshot import disk
 from shoal_snapshot.apply import directories
 from shoal_snapshot.apply.directories import attach
 from shoal_snapshot.apply.errors import ApplyError, NeedsParent
 from shoal_snapshot.apply.extract import extract
-from shoal_snapshot.apply.tar import TarReader
 
 from tests.support import images
 

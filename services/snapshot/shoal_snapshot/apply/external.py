@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import IO
 
-from shoal_snapshot.apply.decompress import CHUNK, Decompressor
+from shoal_bus.archive.decompress import CHUNK
+from shoal_bus.archive.zstd_frames import Source
+
+from shoal_snapshot.apply.decompress import Decompressor
 from shoal_snapshot.apply.errors import ApplyError, Corrupt
-from shoal_snapshot.apply.zstd_frames import Source
 from shoal_snapshot.syscalls import die_with_parent
 
 

@@ -14,11 +14,7 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from shoal_snapshot import disk
-from shoal_snapshot.apply import overlay
-from shoal_snapshot.apply.directories import Attributes, Directories, Directory, read_xattrs, set_xattrs
-from shoal_snapshot.apply.errors import NeedsParent, Unacceptable, of_os_error, shown
-from shoal_snapshot.apply.tar import (
+from shoal_bus.archive.tar import (
     BLOCK_DEVICE,
     CHARACTER,
     DIRECTORY,
@@ -29,6 +25,11 @@ from shoal_snapshot.apply.tar import (
     Entry,
     TarReader,
 )  # fmt: skip
+
+from shoal_snapshot import disk
+from shoal_snapshot.apply import overlay
+from shoal_snapshot.apply.directories import Attributes, Directories, Directory, read_xattrs, set_xattrs
+from shoal_snapshot.apply.errors import NeedsParent, Unacceptable, of_os_error, shown
 from shoal_snapshot.apply.whole import Whole, forget_xattrs
 
 MAX_ENTRIES = 10_000_000

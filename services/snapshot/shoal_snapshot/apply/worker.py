@@ -19,11 +19,12 @@ import threading
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from shoal_bus.archive.tar import TarReader
+
 from shoal_snapshot import disk
 from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver, Starved, of_os_error
 from shoal_snapshot.apply.extract import extract
 from shoal_snapshot.apply.stream import Blob, LayerStream
-from shoal_snapshot.apply.tar import TarReader
 from shoal_snapshot.syscalls import die_with_parent
 
 STARVED_SECONDS = 0.5

@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 
-from shoal_snapshot.apply.tar import BLOCK, BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, HARDLINK, REGULAR, SYMLINK, XATTR
+from shoal_bus.archive.tar import BLOCK, BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, HARDLINK, REGULAR, SYMLINK, XATTR
 
 _PAX = b"x"
 _NAME_BYTES = 100

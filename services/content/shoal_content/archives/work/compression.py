@@ -13,22 +13,21 @@ The same bytes are compressed to the same bytes: no time stamps, one thread, fix
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import IO, Any, Protocol, cast
+from typing import Any, Protocol
 
-from shoal_content.archives.work.errors import Corrupt
+from shoal_bus.archive.decompress import GZIP_MAGIC, ZSTD_MAGIC, gzip, plain, zstd
 
 CHUNK = 1 << 20
-_MAX_ZSTD_WINDOW = 1 << 27  # what zstd's own tools accept without being asked for more
 _GZIP_LEVEL, _ZSTD_LEVEL = 2, 3
-_MAGIC = {"gzip": b"\x1f\x8b\x08", "zstd": b"\x28\xb5\x2f\xfd"}
+_MAGIC = {"gzip": GZIP_MAGIC, "zstd": ZSTD_MAGIC}
 HEAD = 4
 """Bytes of the beginning that tell the compression."""
 
 
-class Source(Protocol):
+class Readable(Protocol):
     """Where bytes come from."""
 
-    def read(self, size: int, /) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """At most `size` bytes; none at the end."""
         ...
 
@@ -38,16 +37,19 @@ def compression_of(head: bytes) -> str:
     return next((kind for kind, magic in _MAGIC.items() if head.startswith(magic)), "none")
 
 
-def decompressed(source: Source, kind: str) -> Iterator[bytes]:
-    """The plain bytes in chunks of at most `CHUNK`. DATA_LOSS where the stream is broken."""
-    match kind:
-        case "gzip":
-            yield from _gunzip(source)
-        case "zstd":
-            yield from _unzstd(source)
-        case _:
-            while chunk := source.read(CHUNK):
-                yield chunk
+def decompressed(source: Readable, kind: str) -> Iterator[bytes]:
+    """The plain bytes in chunks. DATA_LOSS where the stream is broken, or ends early."""
+    return {"gzip": gzip, "zstd": zstd}.get(kind, plain)(_Unreserved(source))
+
+
+class _Unreserved:
+    """A source whose reader has the memory it takes."""
+
+    def __init__(self, source: Readable) -> None:
+        self.read = source.read
+
+    def reserve(self, size: int, /) -> None:
+        """Nothing."""
 
 
 class Compressor:
@@ -71,47 +73,3 @@ class Compressor:
     def end(self) -> bytes:
         """The stream's last bytes."""
         return b"" if self._object is None else bytes(self._object.flush())
-
-
-def _gunzip(source: Source) -> Iterator[bytes]:
-    """gzip (RFC 1952): one member or several, with their checksums verified."""
-    from isal import isal_zlib
-
-    failed: Any = isal_zlib.error  # its stubs have an instance where the class is
-    pending = source.read(CHUNK)
-    while pending:
-        member = isal_zlib.decompressobj(wbits=31)
-        while not member.eof:
-            try:
-                chunk = member.decompress(pending, CHUNK)
-            except failed as error:
-                raise Corrupt(f"not valid gzip: {error}") from None
-            pending = member.unconsumed_tail
-            if chunk:
-                yield chunk
-            if not pending and not member.eof:
-                pending = source.read(CHUNK)
-                if not pending and not chunk:
-                    raise Corrupt("truncated: its gzip stream doesn't end")
-        pending = member.unused_data or source.read(CHUNK)
-        while pending and not pending.strip(b"\0"):  # zeros after the last member are padding (gzip(1))
-            pending = source.read(CHUNK)
-
-
-def _unzstd(source: Source) -> Iterator[bytes]:
-    """Zstandard (RFC 8878): one frame or several, with their checksums verified.
-
-    Its decoder takes the end of its input for the end of the data: whoever reads this knows by itself what is missing.
-    """
-    import zstandard
-
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
-    reader = decompressor.stream_reader(cast("IO[bytes]", source), read_size=CHUNK, read_across_frames=True)
-    while True:
-        try:
-            chunk = reader.read(CHUNK)
-        except zstandard.ZstdError as error:
-            raise Corrupt(f"not valid zstd: {error}") from None
-        if not chunk:
-            return
-        yield chunk

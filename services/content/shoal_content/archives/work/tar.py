@@ -5,8 +5,8 @@
 
     write(header("blobs/sha256/…", size)); write(data); write(padding(size)); …; write(END)
 
-What is read is hostile: checksums are verified, headers, names and members bounded, and a name that leads anywhere but
-down is refused. What is written depends on nothing but names and sizes.
+What is read is hostile (`shoal_bus.archive.tar`): besides, members and names are bounded here, and a name that leads
+anywhere but down is refused. What is written depends on nothing but names and sizes.
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shoal_content.archives.work.errors import Corrupt, Unacceptable, shown
+from shoal_bus.archive import tar
+from shoal_bus.archive.tar import BLOCK
 
-BLOCK = 512
+from shoal_content.archives.work.errors import Unacceptable, shown
+
 FILE, HARDLINK, SYMLINK, DIRECTORY = "file", "hardlink", "symlink", "directory"
 END = bytes(2 * BLOCK)
 MAX_ENTRIES = 20_000
 MAX_NAME = 512
 MAX_EXTENDED_BYTES = 1 << 16
 """Of all the extended headers before one member."""
-MAX_FILE_BYTES = 1 << 43
 
-_KINDS = {
-    b"0": FILE, b"\0": FILE, b"7": FILE, b"1": HARDLINK, b"2": SYMLINK, b"5": DIRECTORY,
-}  # fmt: skip
-_ZEROS = bytes(BLOCK)
+_KINDS = {tar.REGULAR: FILE, tar.HARDLINK: HARDLINK, tar.SYMLINK: SYMLINK, tar.DIRECTORY: DIRECTORY}
 _LARGEST_OCTAL = 0o77777777777
 
 
@@ -46,99 +44,14 @@ class TarReader:
     """The members of a stream of chunks. A member's data is read before the next one is asked for, or passed over."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._buffer, self._at = b"", 0
-        self._unread = self._padding = 0
+        self._reader = tar.TarReader(chunks, most_extended=MAX_EXTENDED_BYTES)
+        self.data = self._reader.data
 
     def __iter__(self) -> Iterator[Entry]:
-        count = 0
-        while True:
-            for _ in self.data():
-                pass
-            self._skip(self._padding)
-            entry = self._entry()
-            if entry is None:
-                return
-            count += 1
+        for count, found in enumerate(self._reader, 1):
             if count > MAX_ENTRIES:
                 raise Unacceptable(f"the archive has more than {MAX_ENTRIES} members")
-            self._unread, self._padding = entry.size, -entry.size % BLOCK
-            yield entry
-
-    def data(self) -> Iterator[memoryview]:
-        """The current member's bytes, in pieces that are good until the next one."""
-        while self._unread:
-            if self._at == len(self._buffer):
-                self._fill()
-            piece = memoryview(self._buffer)[self._at : self._at + self._unread]
-            self._at += len(piece)
-            self._unread -= len(piece)
-            yield piece
-
-    def _entry(self) -> Entry | None:
-        """The next member, its extended headers applied."""
-        told: dict[str, bytes] = {}
-        extended = 0
-        while True:
-            block = self._block()
-            if block is None:
-                if told:
-                    raise Corrupt("the archive ends after an extended header")
-                return None
-            kind = block[156:157]
-            if kind not in (b"x", b"g", b"L", b"K"):
-                return _entry(block, told)
-            size = _number(block[124:136])
-            extended += size
-            if not 0 <= size <= MAX_EXTENDED_BYTES or extended > MAX_EXTENDED_BYTES:
-                raise Unacceptable(f"the archive has extended headers of more than {MAX_EXTENDED_BYTES} bytes")
-            body = self._take(size)
-            self._skip(-size % BLOCK)
-            if kind == b"L":
-                told["path"] = body.split(b"\0", 1)[0]
-            elif kind == b"K":
-                told["linkpath"] = body.split(b"\0", 1)[0]
-            elif kind == b"x":
-                told |= _pax(body)
-
-    def _block(self) -> bytes | None:
-        """The next header, or None at the end: two blocks of zeros, or the end of the stream at a header's place."""
-        if self._at == len(self._buffer):
-            chunk = next(self._chunks, b"")
-            if not chunk:
-                return None
-            self._buffer, self._at = chunk, 0
-        block = self._take(BLOCK)
-        if block == _ZEROS:
-            return None
-        if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * 0x20:
-            raise Corrupt("not a tar archive, or a corrupt one: a header's checksum is wrong")
-        return block
-
-    def _fill(self) -> None:
-        chunk = next(self._chunks, b"")
-        if not chunk:
-            raise Corrupt("the archive is truncated")
-        self._buffer, self._at = chunk, 0
-
-    def _take(self, count: int) -> bytes:
-        pieces = []
-        while count:
-            if self._at == len(self._buffer):
-                self._fill()
-            piece = self._buffer[self._at : self._at + count]
-            self._at += len(piece)
-            count -= len(piece)
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    def _skip(self, count: int) -> None:
-        while count:
-            if self._at == len(self._buffer):
-                self._fill()
-            step = min(count, len(self._buffer) - self._at)
-            self._at += step
-            count -= step
+            yield _entry(found)
 
 
 def clean(name: bytes) -> str:
@@ -207,58 +120,12 @@ def _record(key: str, value: bytes) -> bytes:
     return str(length).encode() + rest
 
 
-def _pax(body: bytes) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    at = 0
-    while at < len(body):
-        space = body.find(b" ", at, at + 20)
-        digits = body[at:space] if space > 0 else b""
-        end = at + int(digits) if digits.isdigit() else 0
-        key, equals, value = body[space + 1 : end - 1].partition(b"=")
-        if not digits.isdigit() or not space < end <= len(body) or body[end - 1] != 10 or not equals:
-            raise Corrupt("the archive is corrupt: a malformed PAX record")
-        found[key.decode("utf-8", "replace")] = value
-        at = end
-    return found
-
-
-def _entry(block: bytes, told: dict[str, bytes]) -> Entry:
-    name = block[:100].split(b"\0", 1)[0]
-    if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
-        name = prefix + b"/" + name
-    name = told.get("path") or name
-    kind = _KINDS.get(block[156:157])
-    if kind is None or any(key.startswith("GNU.sparse.") for key in told):
-        raise Unacceptable(
-            f"archive member {shown(name.decode(errors='replace'))!r}: neither a file nor a directory nor a link"
-        )
-    if kind == FILE and name.endswith(b"/"):
+def _entry(found: tar.Entry) -> Entry:
+    kind = _KINDS.get(found.kind)
+    if kind is None:
+        raise Unacceptable(f"archive member {shown(found.name)!r}: neither a file nor a directory nor a link")
+    if kind == FILE and found.name.endswith(b"/"):
         kind = DIRECTORY
-    size = 0
-    if kind == FILE:
-        size = _decimal(told["size"]) if told.get("size") else _number(block[124:136])
-        if not 0 <= size <= MAX_FILE_BYTES:
-            raise Corrupt(f"archive member {shown(name.decode(errors='replace'))!r}: claims {size} bytes")
-    link = ""
-    if kind in (HARDLINK, SYMLINK):
-        raw = told.get("linkpath") or block[157:257].split(b"\0", 1)[0]
-        if not raw or len(raw) > MAX_NAME or b"\0" in raw:
-            raise Unacceptable(f"archive member {shown(name.decode(errors='replace'))!r}: a link to nowhere")
-        link = raw.decode("utf-8", "surrogateescape")
-    return Entry(clean(name), kind, size, link)
-
-
-def _number(raw: bytes) -> int:
-    """An octal field, or GNU's base-256 one (first bit set)."""
-    if raw[0] & 0x80:
-        return int.from_bytes(raw, "big") - (1 << (len(raw) * 8 - 1))
-    digits = raw.strip(b" \0").split(b"\0", 1)[0]
-    if digits.strip(b"01234567"):
-        raise Corrupt("not a tar archive, or a corrupt one: a header's number isn't one")
-    return int(digits or b"0", 8)
-
-
-def _decimal(raw: bytes) -> int:
-    if not raw.isdigit() or len(raw) > 20:
-        raise Corrupt("the archive is corrupt: a PAX record's number isn't one")
-    return int(raw)
+    if kind in (HARDLINK, SYMLINK) and not 0 < len(found.link) <= MAX_NAME:
+        raise Unacceptable(f"archive member {shown(found.name)!r}: a link to nowhere")
+    return Entry(clean(found.name), kind, found.size, found.link.decode("utf-8", "surrogateescape"))

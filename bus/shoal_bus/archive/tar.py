@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from shoal_snapshot.apply.errors import Corrupt, Unacceptable, shown
+from shoal_bus.archive.errors import Corrupt, Unacceptable, shown
 
 BLOCK = 512
 REGULAR, HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = (b"0", b"1", b"2", b"3", b"4", b"5", b"6")
@@ -54,8 +54,9 @@ class TarReader:
     """The entries of a tar stream that comes in chunks. The data of an entry is read before the next one is asked for,
     or passed over."""
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
+    def __init__(self, chunks: Iterator[bytes], *, most_extended: int = MAX_HEADER_BYTES) -> None:
+        """`most_extended` bytes of extended headers may come before one member."""
+        self._chunks, self._most_extended = chunks, most_extended
         self._buffer, self._at = b"", 0
         self._unread = 0
         """Bytes of the current entry's data that haven't been read."""
@@ -77,8 +78,8 @@ class TarReader:
             if kind in (b"x", b"X", b"g", b"L", b"K"):
                 body = self._extended(_number(block[124:136]))
                 extended_bytes += len(body)
-                if extended_bytes > MAX_HEADER_BYTES:
-                    raise Corrupt(f"the archive is corrupt: more than {MAX_HEADER_BYTES} bytes of extended headers")
+                if extended_bytes > self._most_extended:
+                    raise Corrupt(f"the archive is corrupt: more than {self._most_extended} bytes of extended headers")
                 if kind == b"L":
                     long_name = body.split(b"\0", 1)[0]
                 elif kind == b"K":
@@ -171,11 +172,11 @@ class TarReader:
             # Some old writers summed signed characters.
             signed = total - 256 * sum(1 for b in block[:148] + block[156:] if b > 127)
             if told != signed:
-                raise Corrupt("the archive is corrupt: a header's checksum is wrong")
+                raise Corrupt("not a tar archive, or a corrupt one: a header's checksum is wrong")
         return block
 
     def _extended(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_HEADER_BYTES:
+        if not 0 <= size <= self._most_extended:
             raise Corrupt(f"the archive is corrupt: an extended header of {size} bytes")
         body = self._take(size)
         self._skip(-size % BLOCK)
@@ -281,9 +282,7 @@ def _bounded(time: int) -> int:
 
 
 def _sparse(name: bytes) -> Unacceptable:
-    return Unacceptable(
-        f"{shown(name)}: sparse archive members aren't supported", hint="make the layer without --sparse"
-    )
+    return Unacceptable(f"{shown(name)}: sparse archive members aren't supported", hint="make it without --sparse")
 
 
 @lru_cache(2048)  # one archive's modes, owners and times are few
@@ -298,7 +297,7 @@ def _number(raw: bytes) -> int:
     if not digits:
         return 0
     if digits.translate(None, _OCTAL):  # `int` would take signs, prefixes and underscores
-        raise Corrupt("the archive is corrupt: a header's number isn't one")
+        raise Corrupt("not a tar archive, or a corrupt one: a header's number isn't one")
     return int(digits, 8)
 
 
