@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,10 @@ async def test_a_shim_that_dies_is_a_reason_to_start_again(tmp_path: Path, natsd
         assert [life.exit_status for life in lives(node, "one")] == [137]
 
 
+def started_twice(node: RuntimeNode, id: str) -> bool:
+    return node.topics(id).count("/tasks/start") == 2
+
+
 async def reboot(node: RuntimeNode) -> None:
     """What a reboot does to a node: no process of it is left, no mount, network or cgroup, and no state directory."""
     for service in node.node.services:
@@ -157,8 +162,8 @@ async def test_after_a_reboot_what_should_run_does_again(tmp_path: Path, natsd: 
                 )
                 # In the snapshot it had: that is on disk.
                 assert output.read_text().startswith("life\nlife\n")
-                await wait_until(lambda: node.topics("unless").count("/tasks/start") == 2, "it runs again")
                 for id in ("bridged", "unless"):
+                    await wait_until(partial(started_twice, node, id), f"{id} runs again")
                     assert node.topics(id) == [*LIFE, *LIFE[:2]]
                     assert [life.exit_status for life in lives(node, id)] == [137]
                     assert await count(node, id) == 1

@@ -177,29 +177,35 @@ async def test_an_idle_shim_that_is_killed_takes_its_container_down(host: Host) 
 
 
 async def test_a_connection_without_a_request_leaves_no_shim(host: Host) -> None:
-    before = len(psutil.Process(_zygote(host)).children())
     for _ in range(3):
         _, writer = await asyncio.open_unix_connection(str(host.state / "new.sock"))
         writer.close()
         await writer.wait_closed()
-    await until(lambda: len(psutil.Process(_zygote(host)).children()) == before)
+    await until(lambda: _forked(host) == 0)
     await host.run("works", ["true"])
     assert (await host.exit_of("works")).exit_status == 0
 
 
 @pytest.mark.parametrize("asks", [True, False])
 async def test_a_first_request_may_take_its_time(asks: bool, host: Host) -> None:
-    before = len(psutil.Process(_zygote(host)).children())
+    await until(lambda: _forked(host) == 0)  # a zygote that has just begun rehearses
     reader, writer = await asyncio.open_unix_connection(str(host.state / "new.sock"))
-    await asyncio.sleep(2.5)  # longer than a worker waits for work
-    assert len(psutil.Process(_zygote(host)).children()) == before + 1
-    if asks:
-        writer.write(protocol.encode({"op": "state", "n": 1}))
-        (answer,) = protocol.Decoder().feed(await reader.read())
-        assert answer["error"]["code"] == "UNIMPLEMENTED"
-    writer.close()
-    await writer.wait_closed()
-    await until(lambda: len(psutil.Process(_zygote(host)).children()) == before)
+    try:
+        await asyncio.sleep(2.5)  # longer than a worker waits for work
+        assert _forked(host) == 1
+        if asks:
+            writer.write(protocol.encode({"op": "state", "n": 1}))
+            (answer,) = protocol.Decoder().feed(await reader.read())
+            assert answer["error"]["code"] == "UNIMPLEMENTED"
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    await until(lambda: _forked(host) == 0)
+
+
+def _forked(host: Host) -> int:
+    """How many processes the zygote has."""
+    return len(psutil.Process(_zygote(host)).children())
 
 
 def _zygote(host: Host) -> int:

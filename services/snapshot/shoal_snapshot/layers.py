@@ -180,8 +180,6 @@ class Layers:
         there = self._records.find(ctx.namespace, name)
         if there is not None and there.kind != "committed":
             raise FailedPrecondition(f"snapshot {name}: is there, but {there.kind}", hint="remove it, or commit it")
-        if there is not None:
-            self._records.touch(there)
         if there is None:
             return None
         try:
