@@ -181,8 +181,10 @@ class Containers:
 
 def _updated(record: api.Container, request: api.UpdateContainer) -> api.Container:
     """`record` with the fields that `request` names, or else all that it gives."""
-    for name in ("runtime", "snapshotter"):
-        if getattr(request, name) not in (None, getattr(record, name)):
+    # Of what shoal's own clients made, containerd's see this name.
+    runtimes = (None, record.runtime) if record.packed_options is not None else (None, record.runtime, api.RUNC_V2)
+    for name, possible in (("runtime", runtimes), ("snapshotter", (None, record.snapshotter))):
+        if getattr(request, name) not in possible:
             raise InvalidArgument(f"container {record.id}: {name} can't be changed: it is {getattr(record, name)!r}")
     given = ["labels", "image", "snapshot_key", "spec", "extensions"]
     fields = request.fields or [name for name in given if getattr(request, name)]

@@ -15,6 +15,8 @@ from shoal_bus.verb import StreamVerb, Verb, behaves
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 """The type of an OCI runtime specification that is packed, as JSON, into an `AnyMessage` (containerd, typeurl)."""
+RUNC_V2 = "io.containerd.runc.v2"
+"""Containerd's name for runc under a shim, and for what shoal's own clients call by its binary's name."""
 OPTIONS_TYPE = "containerd.runc.v1.Options"
 """That of packed `RuncOptions`, as protobuf."""
 
