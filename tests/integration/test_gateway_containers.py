@@ -293,7 +293,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("an extension without a name", {"extensions": {"": AnyMessage()}}, "Extension"),
     (
         "options that are no protobuf",
-        {"runtime": pb.Container.Runtime(name=RUNC_V2, options=AnyMessage(type_url=f"x/{OPTIONS_TYPE}", value=b"\xff"))},
+        {"runtime": {"name": RUNC_V2, "options": AnyMessage(type_url=f"x/{OPTIONS_TYPE}", value=b"\xff")}},
         "containerd.runc.v1.Options",
     ),
 ]  # fmt: skip

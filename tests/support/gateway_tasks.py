@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -36,7 +38,7 @@ RUNC_V2 = "io.containerd.runc.v2"
 SPEC = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
-EXITS_BY_ITSELF = ["sh", "-c", "exit 7"]
+OTHER_RUNTIME = "otherrunc"
 SLEEPS = ["sleep", "600"]
 
 
@@ -180,6 +182,11 @@ class Calls:
         await self.delete(id)
         await self.ask(f"{CONTAINERS}/Delete", containers.DeleteContainerRequest(id=id))
 
+    async def end_created(self, id: str) -> None:
+        """Removes a task that isn't started, with its container."""
+        await self.delete(id)
+        await self.ask(f"{CONTAINERS}/Delete", containers.DeleteContainerRequest(id=id))
+
     # ------------------------------------------------------------------------------------------------------ events
 
     @asynccontextmanager
@@ -196,7 +203,7 @@ class Calls:
 
         async def follow() -> None:
             async for envelope in stream:
-                told.append(envelope)
+                told.append(envelope)  # noqa: PERF401 (others look at the list meanwhile)
 
         following = asyncio.create_task(follow())
         try:
@@ -209,8 +216,15 @@ class Calls:
 
 @contextmanager
 def gateway_node(directory: Path, *services: str) -> Iterator[GatewayNode]:
-    """A node with a runtime service, a gateway and other `services` for a block; nothing is left of its containers."""
-    with NatsServer(directory / "nats") as natsd, TestNode(directory, natsd) as node:
+    """A node with a runtime service, a gateway and other `services` for a block; nothing is left of its containers.
+
+    There are two OCI runtimes on its PATH: runc, and runc by another name.
+    """
+    programs = directory / "bin"
+    programs.mkdir()
+    (programs / OTHER_RUNTIME).symlink_to(shutil.which("runc") or "runc")
+    path = f"{programs}:{os.environ['PATH']}"
+    with NatsServer(directory / "nats") as natsd, TestNode(directory, natsd, path=path) as node:
         node.start(*services, "runtime", "gateway")
         made = GatewayNode(node)
         try:
