@@ -1,4 +1,4 @@
-"""What the protocol's services share: the bus's types as protobuf's and back, labels, field masks, batches."""
+"""What several of the protocol's services share: the bus's types as protobuf's and back, labels, masks, batches."""
 
 from __future__ import annotations
 
