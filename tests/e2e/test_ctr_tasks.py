@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.ctr import Side, ours_of, running_theirs, same
 from tests.e2e.terminal import Terminal
-from tests.support import bundle, containerd
-from tests.support.gateway import ctr, lines_of
+from tests.support import bundle
+from tests.support.gateway import lines_of
 from tests.support.gateway_tasks import GatewayNode, gateway_node
 
 UNIFIED = Path("/sys/fs/cgroup/cgroup.controllers").exists()
@@ -29,74 +28,15 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayNode]:
         yield made
 
 
-@dataclass(frozen=True)
-class Side:
-    """A socket, a namespace and a root file system of its own."""
-
-    socket: Path
-    namespace: str
-    rootfs: Path
-
-    def ctr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        filled = [one.replace("ROOTFS", str(self.rootfs)) for one in arguments]
-        return ctr(self.socket, "--namespace", self.namespace, *filled)
-
-    def ok(self, *arguments: str) -> str:
-        done = self.ctr(*arguments)
-        assert done.returncode == 0, f"{arguments}: {done.stderr}"
-        return done.stdout
-
-    def run(self, *arguments: str, flags: Sequence[str] = ("--rm",)) -> str:
-        return self.ok("run", *flags, "--rootfs", "ROOTFS", *arguments)
-
-    def detached(self, id: str, *arguments: str, flags: Sequence[str] = ()) -> None:
-        self.run(id, *(arguments or ("/bin/sleep", "600")), flags=("--detach", "--null-io", *flags))
-
-    def end(self, id: str) -> None:
-        """Kills a task and removes it with its container."""
-        self.ctr("tasks", "kill", "--signal", "KILL", id)
-        deadline = time.monotonic() + 20
-        while " STOPPED" not in "".join(lines_of(self.ok("tasks", "ls"), id)):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        self.ctr("tasks", "rm", id)
-        self.ok("containers", "rm", id)
-
-    def pid(self, id: str) -> int:
-        return int(lines_of(self.ok("tasks", "ls"), f"{id} ")[0].split()[1])
-
-
 @pytest.fixture
 def ours(node: GatewayNode) -> Side:
-    return Side(node.socket, node.namespace, node.rootfs)
+    return ours_of(node)
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
-    rootfs = bundle.busybox_rootfs(tmp_path_factory.mktemp("theirs") / "rootfs")
-    with containerd.running() as daemon:
-        side = Side(daemon.socket, f"theirs{os.getpid()}", rootfs)
+    with running_theirs(tmp_path_factory) as side:
         yield side
-        for id in side.ok("tasks", "ls", "-q").split():
-            side.ctr("tasks", "kill", "--signal", "KILL", id)
-            time.sleep(0.2)
-            side.ctr("tasks", "rm", "--force", id)
-
-
-def same(ours: Side, theirs: Side, *command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command on both sides: its output, but for numbers of processes, and its status are one."""
-    expected, found = theirs.ctr(*command), ours.ctr(*command)
-
-    def shown(done: subprocess.CompletedProcess[str]) -> str:
-        # A process's number is as wide as it is: so are the columns.
-        return re.sub(r"[ \t]+", " ", re.sub(r"\b\d{2,7} ", "PID ", done.stdout))
-
-    assert shown(found) == shown(expected), (command, found.stderr, expected.stderr)
-    assert found.returncode == expected.returncode, (command, found.stderr, expected.stderr)
-    assert bool(found.stderr) == bool(expected.stderr), (command, found.stderr, expected.stderr)
-    for word in ("already exists", "not found", "executable file not found in $PATH", "OCI runtime", "must be stopped"):
-        assert (word in found.stderr) == (word in expected.stderr), (command, found.stderr, expected.stderr)
-    return found
 
 
 def run(*arguments: str, flags: Sequence[str] = ()) -> tuple[str, ...]:
@@ -346,7 +286,8 @@ def test_a_log_uri_is_written_to(ours: Side, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_reaches_the_container_and_a_killed_client_leaves_it_alone(ours: Side) -> None:
-    script = "trap 'echo heard; exit 5' INT; echo ready; while :; do sleep 0.05; done"
+    # ctr passes signals on a moment after the process has begun.
+    script = "trap 'echo heard; exit 5' INT; sleep 0.5; echo ready; while :; do sleep 0.05; done"
     env = ("--env", "PATH=/bin")
     attached = subprocess.Popen(
         command(ours, "run", "--rm", *env, "--rootfs", "ROOTFS", "int", "/bin/sh", "-c", script),
