@@ -83,7 +83,7 @@ def same(ours: Side, theirs: Side, *command: str) -> subprocess.CompletedProcess
         # A process's number is as wide as it is: so are the columns.
         return re.sub(r"[ \t]+", " ", re.sub(r"\b\d{2,7} ", "PID ", done.stdout))
 
-    assert shown(found) == shown(expected), (command, found.stderr, expected.stderr)
+    assert shown(found) == shown(expected), (command, found.stdout, expected.stdout, found.stderr, expected.stderr)
     assert found.returncode == expected.returncode, (command, found.stderr, expected.stderr)
     assert bool(found.stderr) == bool(expected.stderr), (command, found.stderr, expected.stderr)
     for word in ("already exists", "not found", "executable file not found in $PATH", "OCI runtime", "must be stopped"):

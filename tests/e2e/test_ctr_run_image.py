@@ -1,4 +1,4 @@
-"""Debian's ctr runs images through the gateway, each container on a snapshot of its own, as against Debian's containerd."""
+"""Debian's ctr runs images through the gateway, each container on a snapshot of its own, as against containerd."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ RUNS = [
     ("run", "--rm", "nothing:latest", "box"),
     ("run", "--rm", "--snapshotter", "native", IMAGE, "box"),
     ("run", "--rm", "--snapshotter", "nothing", IMAGE, "box"),
-    ("run", "--rm", "--uidmap", "0:100000:1000", "--gidmap", "0:100000:1000", IMAGE, "box", "cat", "/proc/self/uid_map"),
+    ("run", "--rm", "--uidmap", "0:100000:99", "--gidmap", "0:100000:99", IMAGE, "box", "cat", "/proc/self/uid_map"),
     ("containers", "ls"),
     ("snapshots", "ls"),
     ("leases", "ls", "-q"),
