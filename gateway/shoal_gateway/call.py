@@ -57,11 +57,9 @@ class Call:
 
     @property
     def lease(self) -> str:
-        """The lease under which the caller makes what it makes; empty for none.
-
-        Any text: what containerd's clients make up (base64 behind a number) isn't always an identifier.
-        """
-        return self.metadata.get(LEASE_HEADER, "")
+        """The lease under which the caller makes what it makes; empty for none. INVALID_ARGUMENT."""
+        lease = self.metadata.get(LEASE_HEADER, "")
+        return check_identifier(lease, "lease") if lease else ""
 
     @property
     def log(self) -> Any:
