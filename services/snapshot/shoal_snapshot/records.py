@@ -70,7 +70,13 @@ CREATE TABLE makings (                               -- snapshots that their par
 );
 CREATE INDEX makings_parent ON makings (parent_id);
 """
-MIGRATIONS = [_SNAPSHOTS, _MAKINGS, COLLECTION]
+_UNFINISHED = """
+CREATE TABLE unfinished (                            -- active snapshots that hold a part of a layer
+    snapshot_id INTEGER PRIMARY KEY REFERENCES snapshots (id) ON DELETE CASCADE,
+    request_id  TEXT NOT NULL                        -- who applies it, or did
+);
+"""
+MIGRATIONS = [_SNAPSHOTS, _MAKINGS, COLLECTION, _UNFINISHED]
 
 MAX_DEPTH = 500
 """Layers in a chain: as many as the kernel's overlayfs merges (OVL_MAX_STACK)."""
@@ -259,6 +265,15 @@ class Records:
             (_packed(labels), time.time(), snapshot.id),
         )
         return self.get(snapshot.namespace, snapshot.key)
+
+    def require_whole_layers(self, snapshot: Snapshot, request_id: str = "") -> None:
+        """FAILED_PRECONDITION for a snapshot that holds a part of a layer, unless `request_id` is who applies that."""
+        found = "SELECT 1 FROM unfinished WHERE snapshot_id = ? AND request_id != ?"
+        if self.db.read_one(found, (snapshot.id, request_id)) is not None:
+            raise FailedPrecondition(
+                f"snapshot {snapshot.key}: holds only a part of a layer that was applied to it",
+                hint="remove it, and prepare another one",
+            )
 
     def touch(self, snapshot: Snapshot) -> None:
         """Has a collection under way leave a snapshot that somebody relies on from here on. NOT_FOUND if it has it.
