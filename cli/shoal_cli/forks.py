@@ -1,25 +1,17 @@
-"""Forks of the node's process, which has everything loaded: what they let go of, and take instead.
-
-It is forked in the middle of its event loop, which the fork never comes back to. Nothing of what the node holds is ever
-closed by the collector there: a descriptor's number may be somebody else's by then.
-"""
+"""Forks of the node's process, which has everything loaded: what is loaded for them, and what they take instead."""
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import gc
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TextIO, cast
 
 import setproctitle
+from shoal_bus import forks
 
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
-_KEPT_OPEN, _MOST_FDS = 3, 1 << 20
-_LIBC = ctypes.CDLL(None, use_errno=True)
+_KEPT_OPEN = 3
 
 _stamps: dict[str, int] = {}
 """When each of our files had been changed that is loaded, by its path."""
@@ -46,20 +38,6 @@ def is_current() -> bool:
         return False
 
 
-def let_go(*kept: int) -> None:
-    """In a fork: the event loop, signal handlers, and descriptors but the standard ones and these, are the node's."""
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    asyncio._set_running_loop(None)
-    gc.freeze()
-    begin = _KEPT_OPEN
-    for fd in sorted(kept):
-        os.closerange(begin, fd)
-        begin = fd + 1
-    os.closerange(begin, _MOST_FDS)
-
-
 def take_streams(*streams: int, lines: bool) -> None:
     """Standard input, output and error are these from now on; output goes line by line, or in blocks.
 
@@ -82,11 +60,4 @@ def _open(fd: int, mode: str, buffering: int, encoding: str, errors: str | None)
 def name(short: str, title: str) -> None:
     """What `ps` shows of this process: 15 characters as its name, and what fits as its command line."""
     setproctitle.setproctitle(title)
-    _LIBC.prctl(PR_SET_NAME, short.encode(), 0, 0, 0)
-
-
-def die_with(parent: int) -> None:
-    """The kernel kills this process when the one that forked it, `parent`, has died."""
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+    forks.name(short)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,14 +13,16 @@ from shoal_bus.client import TIMEOUT_SECONDS, Client
 from shoal_bus.errors import FailedPrecondition
 from shoal_bus.identifiers import check_identifier
 from shoal_bus.message import Message, Request
-from shoal_bus.verb import StreamVerb, Verb
+from shoal_bus.verb import AnyVerb, OperationVerb, StreamVerb, Verb
 
 log = structlog.get_logger(__name__)
 
 Req = TypeVar("Req", bound=Request)
 Rep = TypeVar("Rep", bound=Message)
+Pro = TypeVar("Pro", bound=Message)
 
 NAMESPACE_HEADER = "containerd-namespace"
+LEASE_HEADER = "containerd-lease"
 TRACE_HEADER = "traceparent"
 PATIENCE_SECONDS = 3.0
 """How long a call waits for a service that isn't there: as long as one takes to be started again."""
@@ -54,6 +56,12 @@ class Call:
         return check_identifier(namespace, "namespace")
 
     @property
+    def lease(self) -> str:
+        """The lease under which the caller makes what it makes; empty for none. INVALID_ARGUMENT."""
+        lease = self.metadata.get(LEASE_HEADER, "")
+        return check_identifier(lease, "lease") if lease else ""
+
+    @property
     def log(self) -> Any:
         """A logger that names this call."""
         return log.bind(
@@ -69,20 +77,41 @@ class Call:
         """Seconds the client still waits, at most what one call on the bus may take."""
         return TIMEOUT_SECONDS if self.ends is None else min(TIMEOUT_SECONDS, max(0.0, self.ends - time.monotonic()))
 
-    async def ask(self, verb: Verb[Req, Rep], request: Req, *, step: str = "") -> Rep:
+    async def ask(self, verb: Verb[Req, Rep], request: Req, *, step: str = "", namespace: str = "") -> Rep:
         """The reply of the service that answers `verb`, within the time that is left.
 
-        A call that sends the same verb more than once names its `step`, since each is done once by its id.
+        A call that sends the same verb more than once names its `step`, since each is done once by its id. A verb that
+        waits may take as long as the client does. `namespace` is another one than the caller's.
         """
-        return await self._on(verb).call(
-            verb, request, id=f"{self.id}.{step or verb.name}", timeout=self.left(), patience=PATIENCE_SECONDS,
-            trace=self.trace,
+        return await self._on(verb, namespace).call(
+            verb, request, id=f"{self.id}.{step or verb.name}", timeout=self._limit() if verb.waits else self.left(),
+            patience=PATIENCE_SECONDS, trace=self.trace,
+        )  # fmt: skip
+
+    async def operate(
+        self,
+        verb: OperationVerb[Req, Rep, Pro],
+        request: Req,
+        *,
+        step: str = "",
+        on_progress: Callable[[Pro], object] | None = None,
+    ) -> Rep:
+        """The result of long work, which is cancelled when the client goes away or its time is up."""
+        return await self._on(verb).operate(
+            verb, request, id=f"{self.id}.{step or verb.name}", timeout=self._limit(), patience=PATIENCE_SECONDS,
+            trace=self.trace, on_progress=on_progress,
         )  # fmt: skip
 
     def items(self, verb: StreamVerb[Req, Rep], request: Req) -> AsyncIterator[Rep]:
         """The items that the service streams, within the time that is left."""
         client = self._on(verb)
-        return client.stream(verb, request, timeout=self.left(), patience=PATIENCE_SECONDS, trace=self.trace)
+        return client.stream(verb, request, timeout=self._limit(), patience=PATIENCE_SECONDS, trace=self.trace)
 
-    def _on(self, verb: Verb[Any, Any] | StreamVerb[Any, Any]) -> Client:
-        return self._client if verb.behaviour.whole_node else self._client.with_namespace(self.namespace)
+    def _limit(self) -> float | None:
+        return None if self.ends is None else max(0.0, self.ends - time.monotonic())
+
+    def _on(self, verb: AnyVerb, namespace: str = "") -> Client:
+        if verb.behaviour.whole_node:
+            return self._client
+        client = self._client.with_namespace(namespace or self.namespace)
+        return client.with_lease(self.lease) if self.lease else client

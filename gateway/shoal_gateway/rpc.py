@@ -5,15 +5,16 @@
 
         async def version(self, call: Call, request: Empty) -> VersionResponse: ...
 
-A method `PluginInfo` is served by `plugin_info`; one that streams its replies is an asynchronous generator. What the
-class hasn't got is UNIMPLEMENTED. There are no generated servicers and no interceptors: parsing belongs here, since
-gRPC would answer UNKNOWN for what it can't parse, and each layer less is time on every call.
+A method `PluginInfo` is served by `plugin_info`; one that streams its replies is an asynchronous generator, and gets an
+asynchronous iterator where requests stream, too. What the class hasn't got is UNIMPLEMENTED. There are no generated
+servicers and no interceptors: parsing belongs here, since gRPC would answer UNKNOWN for what it can't parse, and each
+layer less is time on every call.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, ClassVar
 
@@ -44,8 +45,10 @@ def bind(servicer: Servicer, client: Client, metrics: Metrics) -> grpc.GenericRp
             continue
         binding = _Binding(method, implementation, client, metrics)
         if method.client_streaming:
-            raise NotImplementedError(f"{method.full_name}: client streams aren't bound yet")
-        if method.server_streaming:
+            if not method.server_streaming:
+                raise NotImplementedError(f"{method.full_name}: the protocol has no such methods")
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(binding.both)
+        elif method.server_streaming:
             handlers[method.name] = grpc.unary_stream_rpc_method_handler(binding.stream)
         else:
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(binding.unary)
@@ -80,11 +83,20 @@ class _Binding:
         raise AssertionError("abort raises")
 
     async def stream(self, data: bytes, context: Any) -> None:
+        await self._stream(context, lambda call: self._implementation(call, self._parse(data)))
+
+    async def both(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        async def parsed() -> AsyncGenerator[Message, None]:
+            async for data in requests:
+                yield self._parse(data)
+
+        await self._stream(context, lambda call: self._implementation(call, parsed()))
+
+    async def _stream(self, context: Any, begin: Callable[[Call], AsyncGenerator[Message | bytes, None]]) -> None:
         call = self._call(context)
-        implementation: Callable[[Call, Message], AsyncGenerator[Message | bytes, None]] = self._implementation
         with self._calls.counted() as outcome:
             try:
-                async with aclosing(implementation(call, self._parse(data))) as items:
+                async with aclosing(begin(call)) as items:
                     async for item in items:
                         # Writing waits for a client that is slow, and so does the generator.
                         await context.write(item if isinstance(item, bytes) else item.SerializeToString())

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from shoal_bus.forks import let_go
+
 import shoal_cli
 from shoal_cli import forks
 from shoal_cli.commandserver import caller, protocol
@@ -76,7 +78,7 @@ def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
 
 def _command(fd: int) -> None:
     """This fork becomes the command that is asked for on `fd`, and never returns."""
-    forks.let_go(fd)
+    let_go(fd)
     sock = _socket.socket(fileno=fd)
     pid, uid = protocol.peer(sock)
     if uid != 0:

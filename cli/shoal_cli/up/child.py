@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Protocol
 
+from shoal_bus import forks
 from shoal_bus.errors import FailedPrecondition
-
-from shoal_cli.forks import die_with
 
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.25, 10.0
 HEALTHY_SECONDS = 30.0
@@ -56,7 +55,7 @@ def started(command: Callable[[], Sequence[str]], environment: Mapping[str, str]
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=dict(environment), cwd="/",
         start_new_session=True,  # Ctrl-C at the terminal is for us: the order in which they stop matters
-        preexec_fn=lambda: die_with(parent),  # noqa: PLW1509 (no threads here)
+        preexec_fn=lambda: forks.die_with(parent),  # noqa: PLW1509 (no threads here)
     )  # fmt: skip
 
 

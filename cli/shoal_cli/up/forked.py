@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import IO
 
+from shoal_bus.forks import die_with, let_go
+
 from shoal_cli import forks
 
 SHARED = (
@@ -49,9 +51,9 @@ def _become(package: str, arguments: Sequence[str], environment: Mapping[str, st
     """This fork is that service, and never returns."""
     code = 1
     try:
-        forks.let_go(output)
+        let_go(output)
         os.setsid()  # Ctrl-C at the terminal is for the node: the order in which services stop matters
-        forks.die_with(parent)
+        die_with(parent)
         os.environ.clear()
         os.environ.update(environment)
         os.chdir("/")

@@ -1,9 +1,8 @@
-"""The process that extracts layers: `python -P -m shoal_snapshot.apply.worker <parent's pid>`.
+"""What a worker that extracts layers does (`shoal_bus.forkserver`): jobs on lines of JSON, one at a time.
 
-It says `{"ready": …}`, then reads jobs from standard input, one at a time and each on a line of JSON, and answers on
-standard output: any number of `{"offset": …}` while it reads, and once `{"starved": true}` when that goes no further
-than whoever writes the blob; then `{"done": {…}}`, `{"error": {…}}`, or `{"again": …}` where it has to be begun anew.
-It ends with its input, and is killed with its parent.
+Each is answered with any number of `{"offset": …}` while it reads, and once `{"starved": true}` when that goes no
+further than whoever writes the blob; then `{"done": {…}}`, `{"error": {…}}`, or `{"again": …}` where it has to be begun
+anew.
 
 A job holds a lock on the directory it writes to, so that who takes over from a killed service can't begin
 before this worker is dead, too.
@@ -13,11 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
 import threading
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from shoal_bus.archive.tar import TarReader
 
@@ -25,7 +22,6 @@ from shoal_snapshot import disk
 from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver, Starved, of_os_error
 from shoal_snapshot.apply.extract import extract
 from shoal_snapshot.apply.stream import Blob, LayerStream
-from shoal_snapshot.syscalls import die_with_parent
 
 STARVED_SECONDS = 0.5
 _PROGRESS_SECONDS = 0.1
@@ -80,7 +76,7 @@ class Done:
 
 
 class _Output:
-    """Lines of JSON to the parent, from several threads."""
+    """Lines of JSON to the service, from several threads."""
 
     def __init__(self, fd: int) -> None:
         self._fd, self._lock = fd, threading.Lock()
@@ -121,18 +117,11 @@ def apply(job: Job, output: _Output) -> Done:
     return Done(diff_id, uncompressed, extracted.entries, size, inodes, layer.identity, implied)
 
 
-def main() -> None:
-    """Jobs until the input ends."""
-    # A signal for the whole group is the service's affair: it ends this process when it has no use for it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    die_with_parent(int(sys.argv[1]))
+def work(requests: BinaryIO, answers: int) -> None:
+    """Jobs until there are no more."""
     os.umask(0)
-    # What a library prints must not look like an answer.
-    output = _Output(os.dup(sys.stdout.fileno()))
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    output.say({"ready": os.getpid()})
-    for line in sys.stdin.buffer:
+    output = _Output(answers)
+    for line in requests:
         job = Job(**json.loads(line))
         try:
             output.say({"done": asdict(apply(job, output))})
@@ -150,7 +139,3 @@ def _told(error: BaseException, job: Job) -> ApplyError:
         return ApplyError(f"layer {job.digest}: out of memory", code="RESOURCE_EXHAUSTED")
     assert isinstance(error, ApplyError)
     return error
-
-
-if __name__ == "__main__":
-    main()
