@@ -106,7 +106,7 @@ class _Pull:
     async def run(self) -> Image:
         self._progress.resolving()
         target, data = await self._resolver.resolve(self._wanted)
-        beyond = Beyond(self._resolver, self._wanted, self._keep, self._fetch)
+        beyond = Beyond(self._resolver, self._wanted, self._keep, self._fetch_beyond)
         manifest = await self._choose(target, data, beyond)
         if manifest is not None:
             self._progress.layers(manifest.layers)
@@ -136,6 +136,17 @@ class _Pull:
         manifest = media.read_manifest(data)
         await self._keep(target, data)
         return manifest
+
+    async def _fetch_beyond(self, descriptor: Descriptor) -> None:
+        at = self._progress.beyond(descriptor)
+
+        def report(arrived: int) -> None:
+            if at is not None:
+                self._progress.layer(at, "downloading", arrived=arrived)
+
+        fetched = await self._fetch(descriptor, report)
+        if at is not None:
+            self._progress.layer(at, "done" if fetched else "exists", arrived=descriptor.size)
 
     async def _keep(self, descriptor: Descriptor, data: bytes) -> None:
         await self._pulls.fetcher.keep(self._ctx.id, self._ctx.namespace, descriptor, data)
