@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gateway_tasks import GatewayNode, gateway_node
-from tests.support.leaks import mounts
+from tests.support.leaks import mounts, remove_cgroups
 
 START_SECONDS = 40.0
 
@@ -34,6 +34,7 @@ class Docker:
             "dockerd", "--containerd", str(self._containerd), "--host", self.host, "--live-restore",
             "--data-root", str(self.directory / "root"), "--exec-root", str(self.directory / "exec"),
             "--pidfile", str(self.directory / "pid"), "--storage-driver", "vfs", "--bridge", "none", "--iptables=false",
+            "--cgroup-parent", f"/{self.directory.name}",
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -90,6 +91,7 @@ def running(containerd: Path) -> Iterator[Docker]:
             docker.end()
             for place in sorted((path for path in mounts() if directory in path), reverse=True):
                 subprocess.run(["umount", "--lazy", place], check=False)
+            remove_cgroups(docker.directory.name)
 
 
 @pytest.fixture(scope="module")
