@@ -60,7 +60,6 @@ RUNS = [
     ("run", "--rm", "--snapshotter", "nothing", IMAGE, "box"),
     ("run", "--rm", "--uidmap", "0:100000:99", "--gidmap", "0:100000:99", IMAGE, "box", "cat", "/proc/self/uid_map"),
     ("containers", "ls"),
-    ("snapshots", "ls"),
     ("leases", "ls", "-q"),
 ]  # fmt: skip
 
