@@ -129,15 +129,15 @@ async def test_a_container_of_shoals_own_is_runcs(node: GatewayNode, calls: Call
 async def test_creating_twice_already_exists_and_changes_nothing(calls: Calls) -> None:
     first = await calls.make("twice", image="one")
     code, message = await refused(calls, "Create", pb.CreateContainerRequest(container=asked("twice", image="two")))
-    assert code == "ALREADY_EXISTS"
-    assert "twice" in message
+    assert (code, message) == ("ALREADY_EXISTS", 'container "twice": already exists')
     assert await calls.container_of("twice") == first
 
 
 async def test_a_deleted_container_is_gone(calls: Calls) -> None:
     await calls.make("gone")
     await calls.ask(f"{CONTAINERS}/Delete", pb.DeleteContainerRequest(id="gone"))
-    assert (await refused(calls, "Get", pb.GetContainerRequest(id="gone")))[0] == "NOT_FOUND"
+    words = f'container "gone" in namespace "{calls.node.namespace}": not found'  # containerd's
+    assert await refused(calls, "Get", pb.GetContainerRequest(id="gone")) == ("NOT_FOUND", words)
     assert (await refused(calls, "Delete", pb.DeleteContainerRequest(id="gone")))[0] == "NOT_FOUND"
     assert (await refused(calls, "Update", pb.UpdateContainerRequest(container=asked("gone"))))[0] == "NOT_FOUND"
 

@@ -14,6 +14,7 @@ from shoal_bus.types import AnyMessage
 from shoal_gateway import typeurls
 from shoal_gateway.call import Call
 from shoal_gateway.convert import labels_of, paths_of, timestamp
+from shoal_gateway.errors import worded
 from shoal_gateway.proto.containerd.runc.v1.oci_pb2 import Options
 from shoal_gateway.proto.containerd.services.containers.v1 import containers_pb2 as pb
 from shoal_gateway.rpc import Servicer
@@ -29,7 +30,8 @@ class Containers(Servicer):
 
     async def get(self, call: Call, request: pb.GetContainerRequest) -> pb.GetContainerResponse:
         wanted = runtime.GetContainer(id=_named(request.id), packed=True)
-        return pb.GetContainerResponse(container=_told(await call.ask(runtime.CONTAINER_GET, wanted)))
+        with worded(f'container "{request.id}" in namespace "{call.namespace}"'):
+            return pb.GetContainerResponse(container=_told(await call.ask(runtime.CONTAINER_GET, wanted)))
 
     async def list(self, call: Call, request: pb.ListContainersRequest) -> pb.ListContainersResponse:
         found = call.items(runtime.CONTAINER_LIST, _wanted(request))
@@ -62,7 +64,8 @@ class Containers(Servicer):
             packed_spec=_spec(asked),
             extensions=_extensions(asked.extensions),
         )
-        made = await call.ask(runtime.CONTAINER_CREATE, wanted)
+        with worded("", f'container "{asked.id}"'):
+            made = await call.ask(runtime.CONTAINER_CREATE, wanted)
         return pb.CreateContainerResponse(container=_told(made.model_copy(update={"packed_spec": wanted.packed_spec})))
 
     async def update(self, call: Call, request: pb.UpdateContainerRequest) -> pb.UpdateContainerResponse:
@@ -84,10 +87,13 @@ class Containers(Servicer):
             packed=True,
             fields=[_FIELDS.get(path, path) for path in fields],
         )
-        return pb.UpdateContainerResponse(container=_told(await call.ask(runtime.CONTAINER_UPDATE, wanted)))
+        with worded(f'container "{name}"'):
+            return pb.UpdateContainerResponse(container=_told(await call.ask(runtime.CONTAINER_UPDATE, wanted)))
 
     async def delete(self, call: Call, request: pb.DeleteContainerRequest) -> Empty:
-        await call.ask(runtime.CONTAINER_DELETE, runtime.ContainerRequest(id=_named(request.id)))
+        wanted = runtime.ContainerRequest(id=_named(request.id))
+        with worded(f"container {request.id}"):
+            await call.ask(runtime.CONTAINER_DELETE, wanted)
         return Empty()
 
 
