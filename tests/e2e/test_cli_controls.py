@@ -65,7 +65,7 @@ def test_limits_are_those_of_the_cgroup(node: Shoal, box: str) -> None:
     assert node.json("stats", box, "--interval", "0.1")[0]["memory"]["limit"] == 64 << 20
     resources = node.json("inspect", box)["spec"]["linux"]["resources"]
     assert (resources["memory"]["limit"], resources["pids"]["limit"]) == (64 << 20, 20)
-    refused(node.run("update", "--memory", "4k", box), 7, "FAILED_PRECONDITION", "runc update", "memory limit")
+    refused(node.run("update", "--memory", "4k", box), 7, "FAILED_PRECONDITION", "OCI runtime update failed", "memory limit")
     node.ok("update", "--memory", "-1", "--memory-swap", "-1", "--pids-limit", "-1", box)
     assert limit(pid, "pids", "pids.max", "pids.max").strip() == "max"
     assert node.run("exec", box, "true").returncode == 0
@@ -91,7 +91,7 @@ def test_a_checkpoint_is_written_or_criu_says_why_not(node: Shoal, box: str, tmp
         assert done.stdout == f"{place}\n"
         assert (place / "inventory.img").exists()
     else:
-        refused(done, 7, "FAILED_PRECONDITION", "runc checkpoint", "criu")
+        refused(done, 7, "FAILED_PRECONDITION", "OCI runtime checkpoint failed", "criu")
         assert not place.exists()
     assert node.run("exec", box, "true").returncode == 0
     refused(node.run("checkpoint", box, "/proc/nowhere"), 7, "FAILED_PRECONDITION", "/proc/nowhere", "No such file")
