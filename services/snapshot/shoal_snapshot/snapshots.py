@@ -33,8 +33,9 @@ from shoal_snapshot.syscalls import syncfs
 log = structlog.get_logger(__name__)
 
 _PAGE = 200
-_REMOVE_SECONDS = 1.0
-"""How long a removal waits for the disk to be free again: long enough unless there is much of it."""
+_REMOVE_SECONDS, _BEHIND = 1.0, 16
+"""How long a removal waits for the disk to be free again, where so many snapshots' files haven't been deleted yet: who
+removes many gets no further ahead of the disk."""
 
 
 class Snapshots:
@@ -52,7 +53,7 @@ class Snapshots:
         self.records = Records(database, snapshotter.name)
         self.settling = Settling(database, snapshotter, self.records, self._lose)
         self._emptying: asyncio.Task[None] | None = None
-        self._more_trash = False
+        self._more_trash, self._discarded = False, 0
         self.on_uncovered: Callable[[], None] = lambda: None
         """Called when a removal may have left the snapshot below with nothing that holds it."""
 
@@ -152,7 +153,8 @@ class Snapshots:
         self._discard(snapshot)
         if snapshot.parent_id is not None:
             self.on_uncovered()
-        await self.settled(_REMOVE_SECONDS)
+        if self._discarded > _BEHIND:
+            await self.settled(_REMOVE_SECONDS)
         return Empty()
 
     async def cleanup(self, ctx: Context, request: api.SnapshotterRequest) -> api.CleanedUp:
@@ -365,6 +367,7 @@ class Snapshots:
         tx.on_commit(lambda: self._discard(snapshot))
 
     def _discard(self, snapshot: Snapshot) -> None:
+        self._discarded += 1
         self.snapshotter.discard(snapshot.id)
         self._empty_soon()
 
@@ -377,7 +380,7 @@ class Snapshots:
     async def _empty(self) -> None:
         try:
             while self._more_trash:
-                self._more_trash = False
+                self._more_trash, self._discarded = False, 0
                 await asyncio.to_thread(self.snapshotter.empty_trash)
         finally:
             self._emptying = None
