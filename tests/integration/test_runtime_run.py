@@ -60,7 +60,7 @@ async def nothing_left(node: RuntimeNode, id: str) -> None:
         while await made(node) or node.of_containers():
             await asyncio.sleep(0.05)
     with pytest.raises(NotFound):
-        await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id=id))
+        await node.client.call(api.CONTAINER_GET, api.GetContainer(id=id))
 
 
 async def test_a_run_is_what_the_image_says_and_is_removed_whole(node: RuntimeNode, reference: str) -> None:
@@ -75,7 +75,7 @@ async def test_a_run_is_what_the_image_says_and_is_removed_whole(node: RuntimeNo
     told = output.read_text().splitlines()
     assert told[0] == "uid=33(web) gid=44(web) groups=7(log),44(web)"
     assert told[1:] == ["/tmp", "blue 1", "box"]
-    container = await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="web-1"))
+    container = await node.client.call(api.CONTAINER_GET, api.GetContainer(id="web-1"))
     assert (container.image, container.snapshotter, container.labels) == (reference, "overlayfs", {"a": "b"})
     with pytest.raises(AlreadyExists):
         await run(node, request)
@@ -135,7 +135,11 @@ async def test_a_bridged_run_has_its_address_and_its_network_goes_with_it(node: 
 async def test_a_run_that_fails_leaves_nothing(node: RuntimeNode, reference: str) -> None:
     fails: list[tuple[api.RunTask, type[Exception], str]] = [
         (api.RunTask(id="one", image="docker.io/library/nowhere:1"), NotFound, "nowhere"),
-        (api.RunTask(id="one", image=reference, runtime="no-such-runtime"), FailedPrecondition, "runtime no-such-run"),
+        (
+            api.RunTask(id="one", image=reference, runtime="no-such-runtime"),
+            FailedPrecondition,
+            '"no-such-runtime" not',
+        ),
         (api.RunTask(id="one", image=reference, user="nobody-here"), InvalidArgument, "nobody-here"),
         (api.RunTask(id="one", image=reference, network=api.RunNetwork(mode="bridge")), InvalidArgument, "address"),
         (api.RunTask(id="one", image=reference, args=["x"], cwd="nowhere"), InvalidArgument, "cwd"),
