@@ -13,9 +13,14 @@ from shoal_bus.client import Client
 from shoal_bus.errors import FailedPrecondition
 from shoal_bus.node import Node
 
+from shoal_gateway.containerd.content import Content
+from shoal_gateway.containerd.diff import Diff
 from shoal_gateway.containerd.events import Events
+from shoal_gateway.containerd.images import Images
 from shoal_gateway.containerd.introspection import Introspection
+from shoal_gateway.containerd.leases import Leases
 from shoal_gateway.containerd.namespaces import Namespaces
+from shoal_gateway.containerd.snapshots import Snapshots
 from shoal_gateway.containerd.version import Version
 from shoal_gateway.health import Health
 from shoal_gateway.listener import Listener
@@ -29,7 +34,18 @@ LARGEST_REQUEST = 16 << 20
 """What containerd takes, and its clients send at most."""
 DRAIN_SECONDS = 3.0
 """How long calls under way may take to finish when the gateway stops; subscribers are ended then."""
-PLUGINS = {"events": "", "healthcheck": "", "introspection": "", "namespaces": "content", "version": ""}
+PLUGINS = {
+    "content": "content",
+    "diff": "snapshot",
+    "events": "",
+    "healthcheck": "",
+    "images": "content",
+    "introspection": "",
+    "leases": "content",
+    "namespaces": "content",
+    "snapshots": "snapshot",
+    "version": "",
+}
 """The gRPC plugins that Introspection shows, and the service each of them needs."""
 
 
@@ -40,6 +56,11 @@ def servicers(node: Node, client: Client, live: LiveEvents, metrics: Metrics, ve
         Introspection(node, client.connection, PLUGINS),
         Namespaces(),
         Events(live, metrics),
+        Content(),
+        Images(),
+        Leases(),
+        Snapshots(),
+        Diff(),
     ]
     return [*api, Health(client.connection, [one.service.full_name for one in api])]
 

@@ -71,11 +71,17 @@ class Snapshots:
         snapshot = self.records.get(ctx.namespace, request.key)
         if snapshot.kind != "active":
             raise FailedPrecondition(f"snapshot {request.key}: is {snapshot.kind}, only an active one can be committed")
+        parent = None if snapshot.parent else request.parent or None
+        if parent is not None and not self.snapshotter.parallel:
+            raise FailedPrecondition(
+                f"snapshot {request.key}: {self.snapshotter.name} can't lay another one under it now",
+                hint="prepare it on its parent",
+            )
         await add_to_lease(ctx, self.snapshotter.name, request.name)
         size, inodes = await asyncio.to_thread(self._settle, snapshot.id, self.records.parents(snapshot))
         with self.db.write(durable=True) as tx:
             return self.commit_in(
-                tx, ctx, snapshot, request.name, request.labels, api.Usage(size=size, inodes=inodes)
+                tx, ctx, snapshot, request.name, request.labels, api.Usage(size=size, inodes=inodes), parent
             ).info()
 
     def _settle(self, id: int, parents: Sequence[int]) -> tuple[int, int]:
