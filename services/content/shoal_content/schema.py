@@ -15,6 +15,20 @@ CLAIMS = """
         PRIMARY KEY (namespace, digest)
     ) WITHOUT ROWID;
 """
+CLAIMS_WHILE_SEEN = """
+    CREATE TABLE claims_of_both_kinds (
+        namespace  TEXT NOT NULL,
+        digest     TEXT NOT NULL,
+        token      TEXT NOT NULL UNIQUE,
+        expires_at REAL NOT NULL,
+        while_seen INTEGER NOT NULL,   -- it goes with the namespace's right to see the blob
+        PRIMARY KEY (namespace, digest, while_seen)
+    ) WITHOUT ROWID;
+    INSERT INTO claims_of_both_kinds SELECT namespace, digest, token, expires_at, 0 FROM claims;
+    DROP TABLE claims;
+    ALTER TABLE claims_of_both_kinds RENAME TO claims;
+    CREATE INDEX claims_while_seen ON claims (digest) WHERE while_seen;
+"""
 SCRUB = """
     CREATE TABLE rotten (              -- blobs whose bytes are damaged, or gone
         digest     TEXT PRIMARY KEY REFERENCES blobs (digest) ON DELETE CASCADE,
@@ -192,4 +206,5 @@ MIGRATIONS = [
     CLAIMS,
     SCRUB,
     COLLECTION,
+    CLAIMS_WHILE_SEEN,
 ]
