@@ -7,84 +7,86 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from shoal_bus.api import content
 from shoal_bus.errors import DataLoss, OutOfRange
+from shoal_bus.together import in_thread
 
 from shoal_gateway.call import Call
 
 CHUNK = 1 << 20
 """Bytes of one message, as containerd has it."""
-SMALL = 64 << 10
-"""A range that isn't larger comes over the bus: one question, and nothing to claim."""
 CLAIM_SECONDS = 60.0
-_LEFT_SECONDS = 20.0
-"""A claim that is to be used again must last for so long: as long as a service may take to say that it may be used."""
-_KEPT = 256
+"""How long a blob's bytes are kept for a call that is under way, once it has said so last."""
+_READ_SECONDS = 600.0
+_LEFT_SECONDS = 60.0
+"""A path that is used again must be there for so long still: as long as a call may take to open it, and much more."""
+_KEPT = 1024
+_SMALL = 128 << 10
 
 
-class Claims:
-    """The claims that were taken of late. A blob that is read bit by bit needs one, and not one for each bit.
+class Readings:
+    """Paths by which blobs were read of late: one that is read bit by bit is claimed once, and not for each bit.
 
-    They say nothing of the right to read: that is asked for each time.
+    They are claimed for as long as the namespace sees the blob, so that a path that is there says that it may be read.
     """
 
     def __init__(self) -> None:
         self._taken: OrderedDict[tuple[str, str], tuple[content.Claim, float]] = OrderedDict()
 
-    async def take(self, call: Call, digest: str) -> content.Claim:
-        """A path to a blob that the call's namespace has, for a while. NOT_FOUND, DATA_LOSS."""
+    async def open(self, call: Call, digest: str) -> tuple[int, int] | None:
+        """A blob's file, open, and its size. None: the node's file system is another one. NOT_FOUND, DATA_LOSS."""
         key = call.namespace, digest
-        taken = self._taken.get(key)
-        if taken is not None and time.monotonic() < taken[1]:
-            info = await call.ask(content.BLOB_INFO, content.BlobRequest(digest=digest))
-            if not info.rotten:
-                return taken[0]
+        claim, until = self._taken.get(key, (None, 0.0))
+        if claim is not None and time.monotonic() < until:
+            with suppress(FileNotFoundError):
+                return os.open(claim.path, os.O_RDONLY | os.O_CLOEXEC), claim.size
+        self._taken.pop(key, None)
         # Its time counts from here: from before the service's own.
-        until = time.monotonic() + CLAIM_SECONDS - _LEFT_SECONDS
-        claim = await call.ask(content.BLOB_CLAIM, content.ClaimBlob(digest=digest, ttl_seconds=CLAIM_SECONDS))
-        self._taken[key] = claim, until
-        self._taken.move_to_end(key)
-        while len(self._taken) > _KEPT:
-            self._taken.popitem(last=False)
-        return claim
-
-    def forget(self, call: Call, digest: str) -> None:
-        """A claim that turned out to be of no use."""
-        self._taken.pop((call.namespace, digest), None)
-
-
-async def read(call: Call, claims: Claims, wanted: content.ReadBlob) -> AsyncGenerator[tuple[int, bytes], None]:
-    """A range of a blob, in pieces with their offsets. NOT_FOUND, OUT_OF_RANGE, DATA_LOSS."""
-    if not 0 < wanted.size <= SMALL:
-        claim = await claims.take(call, wanted.digest)
-        if wanted.offset > claim.size:
-            raise OutOfRange(f"read past object length {claim.size} bytes")
+        until = time.monotonic() + _READ_SECONDS - _LEFT_SECONDS
+        wanted = content.ClaimBlob(digest=digest, ttl_seconds=_READ_SECONDS, while_seen=True)
+        claim = await call.ask(content.BLOB_CLAIM, wanted)
         try:
             fd = os.open(claim.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            claims.forget(call, wanted.digest)  # the node's file system is another one, or the claim is over
-        else:
-            async with aclosing(_file(fd, claim, wanted)) as pieces:
-                async for piece in pieces:
-                    yield piece
-            return
-    async for chunk in call.items(content.BLOB_READ, wanted):
-        yield chunk.offset, chunk.data
+            return None
+        self._taken[key] = claim, until
+        while len(self._taken) > _KEPT:
+            self._taken.popitem(last=False)
+        return fd, claim.size
 
 
-async def _file(fd: int, claim: content.Claim, wanted: content.ReadBlob) -> AsyncGenerator[tuple[int, bytes], None]:
-    at, ends = wanted.offset, min(claim.size, wanted.offset + wanted.size) if wanted.size else claim.size
+async def read(call: Call, readings: Readings, wanted: content.ReadBlob) -> AsyncGenerator[tuple[int, bytes], None]:
+    """A range of a blob, in pieces with their offsets. NOT_FOUND, OUT_OF_RANGE, DATA_LOSS."""
+    opened = await readings.open(call, wanted.digest)
+    if opened is None:
+        async for chunk in call.items(content.BLOB_READ, wanted):
+            yield chunk.offset, chunk.data
+        return
+    fd, size = opened
     try:
+        if wanted.offset > size:
+            raise OutOfRange(f"read past object length {size} bytes")
+        at, ends = wanted.offset, min(size, wanted.offset + wanted.size) if wanted.size else size
         while at < ends:
-            data = await asyncio.to_thread(os.pread, fd, min(CHUNK, ends - at), at)
+            data = await _piece(fd, min(CHUNK, ends - at), at)
             if not data:
-                raise DataLoss(f"blob {claim.digest}: its bytes on this node end at {at}")
+                raise DataLoss(f"blob {wanted.digest}: its bytes on this node end at {at}")
             yield at, data
             at += len(data)
     finally:
         os.close(fd)
+
+
+async def _piece(fd: int, size: int, at: int) -> bytes:
+    """What there is at an offset: a little of it at once where it needn't be read from the disk, else in a thread."""
+    if size <= _SMALL:
+        data = bytearray(size)
+        with suppress(OSError):  # EAGAIN: the disk would have to be asked
+            if os.preadv(fd, [data], at, os.RWF_NOWAIT) == size:
+                return bytes(data)
+    return await in_thread(os.pread, fd, size, at)
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from google.protobuf.empty_pb2 import Empty
 from shoal_bus.api import content
 from shoal_bus.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange
 
-from shoal_gateway.blobs import Claims, read
+from shoal_gateway.blobs import Readings, read
 from shoal_gateway.call import Call
 from shoal_gateway.convert import batches, digest_of, labels_of, paths_of, timestamp
 from shoal_gateway.ingest import Ingest
@@ -25,7 +25,7 @@ class Content(Servicer):
     service = pb.DESCRIPTOR.services_by_name["Content"]
 
     def __init__(self) -> None:
-        self._claims = Claims()
+        self._readings = Readings()
 
     async def info(self, call: Call, request: pb.InfoRequest) -> pb.InfoResponse:
         found = await call.ask(content.BLOB_INFO, content.BlobRequest(digest=digest_of(request.digest)))
@@ -51,7 +51,7 @@ class Content(Servicer):
         wanted = content.ReadBlob(
             digest=digest_of(request.digest), offset=max(0, request.offset), size=max(0, request.size)
         )
-        async with aclosing(read(call, self._claims, wanted)) as chunks:
+        async with aclosing(read(call, self._readings, wanted)) as chunks:
             async for offset, data in chunks:
                 yield pb.ReadContentResponse(offset=offset, data=data)
 
