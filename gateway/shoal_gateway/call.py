@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import structlog
 from shoal_bus import wire
 from shoal_bus.client import TIMEOUT_SECONDS, Client
-from shoal_bus.errors import FailedPrecondition, ShoalError
+from shoal_bus.errors import FailedPrecondition, InvalidArgument, ShoalError
 from shoal_bus.identifiers import check_identifier
 from shoal_bus.message import Message, Request
 from shoal_bus.verb import AnyVerb, OperationVerb, StreamVerb, Verb
@@ -59,9 +59,16 @@ class Call:
 
     @property
     def lease(self) -> str:
-        """The lease under which the caller makes what it makes; empty for none. INVALID_ARGUMENT."""
+        """The lease under which the caller makes what it makes; empty for none. INVALID_ARGUMENT.
+
+        Clients call theirs what they like: a path, or digits and dashes.
+        """
         lease = self.metadata.get(LEASE_HEADER, "")
-        return check_identifier(lease, "lease") if lease else ""
+        if len(lease) > wire.LONGEST_LEASE or not lease.isprintable():
+            raise InvalidArgument(
+                f"lease {lease[:40]!r}: must be printable, of {wire.LONGEST_LEASE} characters at most"
+            )
+        return lease
 
     @property
     def log(self) -> Any:

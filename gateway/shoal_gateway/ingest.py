@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 from shoal_bus.api import content
-from shoal_bus.errors import Aborted, ShoalError
+from shoal_bus.errors import Aborted, AlreadyExists, FailedPrecondition, ShoalError
 from shoal_bus.together import in_thread, to_its_end
 from shoal_bus.types import Labels
 
@@ -84,7 +84,19 @@ class Ingest:
         request = content.WriteIngest(
             ref=self._ref, offset=self.offset, total=total, expected=expected, labels=labels, commit=True
         )
-        committed = await self._ask_write(request)
+        try:
+            committed = await self._ask_write(request)
+        except FailedPrecondition:
+            # In containerd's words, which clients show.
+            if total and total != self.offset:
+                raise FailedPrecondition(
+                    f"{self._ref!r} failed size validation: {self.offset} != {total}: failed precondition"
+                ) from None
+            raise FailedPrecondition(
+                f"unexpected commit digest {self.digest}, expected {expected}: failed precondition"
+            ) from None
+        except AlreadyExists:
+            raise AlreadyExists(f"content {expected or self.digest}: already exists") from None
         self._tell(committed)
         self.digest = committed.committed or self.digest
         self._ended = True

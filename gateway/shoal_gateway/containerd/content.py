@@ -16,6 +16,7 @@ from shoal_bus.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRang
 from shoal_gateway.blobs import Readings, read
 from shoal_gateway.call import Call
 from shoal_gateway.convert import batches, digest_of, labels_of, paths_of, timestamp
+from shoal_gateway.errors import worded
 from shoal_gateway.ingest import Ingest
 from shoal_gateway.proto.containerd.services.content.v1 import content_pb2 as pb
 from shoal_gateway.rpc import Servicer
@@ -28,14 +29,16 @@ class Content(Servicer):
         self._readings = Readings()
 
     async def info(self, call: Call, request: pb.InfoRequest) -> pb.InfoResponse:
-        found = await call.ask(content.BLOB_INFO, content.BlobRequest(digest=digest_of(request.digest)))
+        with worded(f"content digest {request.digest}"):
+            found = await call.ask(content.BLOB_INFO, content.BlobRequest(digest=digest_of(request.digest)))
         return pb.InfoResponse(info=_told(found))
 
     async def update(self, call: Call, request: pb.UpdateRequest) -> pb.UpdateResponse:
         digest = digest_of(request.info.digest)
         paths = paths_of(request.update_mask, f"content info {digest!r}")
         wanted = content.UpdateBlob(digest=digest, labels=labels_of(request.info.labels), fields=paths)
-        return pb.UpdateResponse(info=_told(await call.ask(content.BLOB_UPDATE, wanted)))
+        with worded(f"content digest {digest}"):
+            return pb.UpdateResponse(info=_told(await call.ask(content.BLOB_UPDATE, wanted)))
 
     async def list(self, call: Call, request: pb.ListContentRequest) -> AsyncGenerator[pb.ListContentResponse, None]:
         blobs = call.items(content.BLOB_LIST, content.ListBlobs(filters=list(request.filters)))
@@ -43,7 +46,8 @@ class Content(Servicer):
             yield pb.ListContentResponse(info=[_told(one) for one in batch])
 
     async def delete(self, call: Call, request: pb.DeleteContentRequest) -> Empty:
-        await call.ask(content.BLOB_DELETE, content.BlobRequest(digest=digest_of(request.digest)))
+        with worded(f"content digest {request.digest}"):
+            await call.ask(content.BLOB_DELETE, content.BlobRequest(digest=digest_of(request.digest)))
         return Empty()
 
     async def read(self, call: Call, request: pb.ReadContentRequest) -> AsyncGenerator[pb.ReadContentResponse, None]:
@@ -51,12 +55,14 @@ class Content(Servicer):
         wanted = content.ReadBlob(
             digest=digest_of(request.digest), offset=max(0, request.offset), size=max(0, request.size)
         )
-        async with aclosing(read(call, self._readings, wanted)) as chunks:
-            async for offset, data in chunks:
-                yield pb.ReadContentResponse(offset=offset, data=data)
+        with worded(f"content digest {wanted.digest}"):
+            async with aclosing(read(call, self._readings, wanted)) as chunks:
+                async for offset, data in chunks:
+                    yield pb.ReadContentResponse(offset=offset, data=data)
 
     async def status(self, call: Call, request: pb.StatusRequest) -> pb.StatusResponse:
-        found = await call.ask(content.INGEST_STATUS, content.IngestRequest(ref=request.ref))
+        with worded(f"reference {request.ref}"):
+            found = await call.ask(content.INGEST_STATUS, content.IngestRequest(ref=request.ref))
         return pb.StatusResponse(status=_status(found))
 
     async def list_statuses(self, call: Call, request: pb.ListStatusesRequest) -> pb.ListStatusesResponse:
@@ -64,7 +70,8 @@ class Content(Servicer):
         return pb.ListStatusesResponse(statuses=[_status(one) async for one in statuses])
 
     async def abort(self, call: Call, request: pb.AbortRequest) -> Empty:
-        await call.ask(content.INGEST_ABORT, content.IngestRequest(ref=request.ref))
+        with worded(f"reference {request.ref}"):
+            await call.ask(content.INGEST_ABORT, content.IngestRequest(ref=request.ref))
         return Empty()
 
     async def write(

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from google.protobuf.empty_pb2 import Empty
 from shoal_bus.api import content
 from shoal_bus.errors import InvalidArgument
 from shoal_bus.types import Descriptor
 
 from shoal_gateway.call import Call
-from shoal_gateway.convert import descriptor_of, descriptor_told, digest_of, labels_of, moment_of, paths_of, timestamp
+from shoal_gateway.convert import (
+    descriptor_of,
+    descriptor_told,
+    digest_of,
+    labels_of,
+    moment_of,
+    paths_of,
+    quote,
+    timestamp,
+)
+from shoal_gateway.errors import worded
 from shoal_gateway.proto.containerd.services.images.v1 import images_pb2 as pb
 from shoal_gateway.proto.containerd.types.descriptor_pb2 import Descriptor as TargetMessage
 from shoal_gateway.rpc import Servicer
@@ -18,7 +30,8 @@ class Images(Servicer):
     service = pb.DESCRIPTOR.services_by_name["Images"]
 
     async def get(self, call: Call, request: pb.GetImageRequest) -> pb.GetImageResponse:
-        found = await call.ask(content.IMAGE_GET, content.ImageRequest(name=_named(request.name)))
+        with _worded(request.name):
+            found = await call.ask(content.IMAGE_GET, content.ImageRequest(name=_named(request.name)))
         return pb.GetImageResponse(image=_told(found))
 
     async def list(self, call: Call, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
@@ -33,7 +46,8 @@ class Images(Servicer):
             labels=labels_of(asked.labels),
             created_at=moment_of(request.source_date_epoch) if request.HasField("source_date_epoch") else None,
         )
-        return pb.CreateImageResponse(image=_told(await call.ask(content.IMAGE_CREATE, wanted)))
+        with _worded(wanted.name):
+            return pb.CreateImageResponse(image=_told(await call.ask(content.IMAGE_CREATE, wanted)))
 
     async def update(self, call: Call, request: pb.UpdateImageRequest) -> pb.UpdateImageResponse:
         """Without a mask, labels and target are replaced."""
@@ -50,12 +64,14 @@ class Images(Servicer):
             fields=paths,
             updated_at=moment_of(request.source_date_epoch) if request.HasField("source_date_epoch") else None,
         )
-        return pb.UpdateImageResponse(image=_told(await call.ask(content.IMAGE_UPDATE, wanted)))
+        with _worded(name):
+            return pb.UpdateImageResponse(image=_told(await call.ask(content.IMAGE_UPDATE, wanted)))
 
     async def delete(self, call: Call, request: pb.DeleteImageRequest) -> Empty:
         target = digest_of(request.target.digest) if request.target.digest else None
         wanted = content.DeleteImage(name=_named(request.name), sync=request.sync, target=target)
-        await call.ask(content.IMAGE_DELETE, wanted)
+        with _worded(wanted.name):
+            await call.ask(content.IMAGE_DELETE, wanted)
         return Empty()
 
 
@@ -63,6 +79,10 @@ def _named(name: str) -> str:
     if not name:
         raise InvalidArgument("Image.Name required")
     return name
+
+
+def _worded(name: str) -> AbstractContextManager[None]:
+    return worded(quoted := f"image {quote(name)}", quoted)
 
 
 def _target(told: TargetMessage) -> Descriptor:

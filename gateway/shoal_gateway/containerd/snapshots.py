@@ -9,11 +9,12 @@ from google.protobuf.empty_pb2 import Empty
 from shoal_bus.api import content
 from shoal_bus.api import snapshot as api
 from shoal_bus.client import Unreached
-from shoal_bus.errors import AlreadyExists, InvalidArgument, NotFound
+from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from shoal_bus.types import Labels
 
 from shoal_gateway.call import Call
-from shoal_gateway.convert import batches, labels_of, mounts_told, paths_of, timestamp
+from shoal_gateway.convert import batches, labels_of, mounts_told, paths_of, quote, timestamp
+from shoal_gateway.errors import worded
 from shoal_gateway.proto.containerd.services.snapshots.v1 import snapshots_pb2 as pb
 from shoal_gateway.rpc import Servicer
 
@@ -34,19 +35,22 @@ class Snapshots(Servicer):
         name = await self._named(call, request.snapshotter)
         wanted = api.PrepareSnapshot(key=request.key, parent=request.parent, labels=labels_of(request.labels))
         await _refuse_what_is_there(call, name, wanted.labels)
-        made = await call.ask(api.SNAPSHOT_PREPARE.on(name), wanted)
+        with worded(_missing(request.parent, "parent snapshot"), f"snapshot {quote(request.key)}"):
+            made = await call.ask(api.SNAPSHOT_PREPARE.on(name), wanted)
         return pb.PrepareSnapshotResponse(mounts=mounts_told(made.mounts))
 
     async def view(self, call: Call, request: pb.ViewSnapshotRequest) -> pb.ViewSnapshotResponse:
         name = await self._named(call, request.snapshotter)
         wanted = api.PrepareSnapshot(key=request.key, parent=request.parent, labels=labels_of(request.labels))
         await _refuse_what_is_there(call, name, wanted.labels)
-        made = await call.ask(api.SNAPSHOT_VIEW.on(name), wanted)
+        with worded(_missing(request.parent, "parent snapshot"), f"snapshot {quote(request.key)}"):
+            made = await call.ask(api.SNAPSHOT_VIEW.on(name), wanted)
         return pb.ViewSnapshotResponse(mounts=mounts_told(made.mounts))
 
     async def mounts(self, call: Call, request: pb.MountsRequest) -> pb.MountsResponse:
         name = await self._named(call, request.snapshotter)
-        found = await call.ask(api.SNAPSHOT_MOUNTS.on(name), api.SnapshotRequest(key=request.key))
+        with worded(_missing(request.key)):
+            found = await call.ask(api.SNAPSHOT_MOUNTS.on(name), api.SnapshotRequest(key=request.key))
         return pb.MountsResponse(mounts=mounts_told(found.mounts))
 
     async def commit(self, call: Call, request: pb.CommitSnapshotRequest) -> Empty:
@@ -54,24 +58,31 @@ class Snapshots(Servicer):
         wanted = api.CommitSnapshot(
             name=request.name, key=request.key, labels=labels_of(request.labels), parent=request.parent
         )
-        await call.ask(api.SNAPSHOT_COMMIT.on(name), wanted)
+        with worded(_missing(request.key), f"snapshot {quote(request.name)}"):
+            await call.ask(api.SNAPSHOT_COMMIT.on(name), wanted)
         return Empty()
 
     async def remove(self, call: Call, request: pb.RemoveSnapshotRequest) -> Empty:
         name = await self._named(call, request.snapshotter)
-        await call.ask(api.SNAPSHOT_REMOVE.on(name), api.SnapshotRequest(key=request.key))
+        try:
+            with worded(_missing(request.key)):
+                await call.ask(api.SNAPSHOT_REMOVE.on(name), api.SnapshotRequest(key=request.key))
+        except FailedPrecondition:
+            raise FailedPrecondition("cannot remove snapshot with child: failed precondition") from None
         return Empty()
 
     async def stat(self, call: Call, request: pb.StatSnapshotRequest) -> pb.StatSnapshotResponse:
         name = await self._named(call, request.snapshotter)
-        found = await call.ask(api.SNAPSHOT_STAT.on(name), api.SnapshotRequest(key=request.key))
+        with worded(_missing(request.key)):
+            found = await call.ask(api.SNAPSHOT_STAT.on(name), api.SnapshotRequest(key=request.key))
         return pb.StatSnapshotResponse(info=_told(found))
 
     async def update(self, call: Call, request: pb.UpdateSnapshotRequest) -> pb.UpdateSnapshotResponse:
         name, asked = await self._named(call, request.snapshotter), request.info
         paths = paths_of(request.update_mask, f"snapshot {asked.name!r}")
         wanted = api.UpdateSnapshot(key=asked.name, labels=labels_of(asked.labels), fields=paths)
-        return pb.UpdateSnapshotResponse(info=_told(await call.ask(api.SNAPSHOT_UPDATE.on(name), wanted)))
+        with worded(_missing(asked.name)):
+            return pb.UpdateSnapshotResponse(info=_told(await call.ask(api.SNAPSHOT_UPDATE.on(name), wanted)))
 
     async def list(
         self, call: Call, request: pb.ListSnapshotsRequest
@@ -83,7 +94,8 @@ class Snapshots(Servicer):
 
     async def usage(self, call: Call, request: pb.UsageRequest) -> pb.UsageResponse:
         name = await self._named(call, request.snapshotter)
-        usage = await call.ask(api.SNAPSHOT_USAGE.on(name), api.SnapshotRequest(key=request.key))
+        with worded(_missing(request.key)):
+            usage = await call.ask(api.SNAPSHOT_USAGE.on(name), api.SnapshotRequest(key=request.key))
         return pb.UsageResponse(size=usage.size, inodes=usage.inodes)
 
     async def cleanup(self, call: Call, request: pb.CleanupRequest) -> Empty:
@@ -121,8 +133,12 @@ async def _refuse_what_is_there(call: Call, snapshotter: str, labels: Labels) ->
             hold = content.ChangeLease(lease=call.lease, type=f"snapshots/{snapshotter}", id=target)
             await call.ask(content.LEASE_ADD, hold)
             # Looked at again: a collection may have been faster.
-            await call.ask(api.SNAPSHOT_STAT.on(snapshotter), api.SnapshotRequest(key=target))
-        raise AlreadyExists(f"target snapshot {target!r}: already exists")
+            await call.ask(api.SNAPSHOT_STAT.on(snapshotter), api.SnapshotRequest(key=target), step="again")
+        raise AlreadyExists(f"target snapshot {quote(target)}: already exists")
+
+
+def _missing(key: str, what: str = "snapshot") -> str:
+    return f"{what} {key} does not exist"
 
 
 def _told(info: api.SnapshotInfo) -> pb.Info:
