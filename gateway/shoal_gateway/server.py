@@ -19,6 +19,7 @@ from shoal_gateway.containerd.events import Events
 from shoal_gateway.containerd.images import Images
 from shoal_gateway.containerd.introspection import Introspection
 from shoal_gateway.containerd.leases import Leases
+from shoal_gateway.containerd.mounts import Mounts
 from shoal_gateway.containerd.namespaces import Namespaces
 from shoal_gateway.containerd.snapshots import Snapshots
 from shoal_gateway.containerd.version import Version
@@ -42,6 +43,7 @@ PLUGINS = {
     "images": "content",
     "introspection": "",
     "leases": "content",
+    "mounts": "",
     "namespaces": "content",
     "snapshots": "snapshot",
     "version": "",
@@ -61,6 +63,7 @@ def servicers(node: Node, client: Client, live: LiveEvents, metrics: Metrics, ve
         Leases(),
         Snapshots(),
         Diff(),
+        Mounts(),
     ]
     return [*api, Health(client.connection, [one.service.full_name for one in api])]
 
