@@ -582,6 +582,9 @@ class Ingests:
                     (dump(load(row["labels"]) | request.labels), ctx.namespace, request.ref),
                 )
                 self.commit(tx, ctx.namespace, request.ref, digest, size)
+                if not ctx.lease:
+                    where = (ctx.namespace, digest, time.time())
+                    tx.execute("INSERT OR REPLACE INTO unleased VALUES (?, ?, ?)", where)
                 ctx.answer(tx, told)
         if already:
             raise AlreadyExists(f"blob {digest}: is there already")
