@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from shoal_bus.api import snapshot as api
+from shoal_bus.errors import Unimplemented
 
 from shoal_gateway.blobs import claimed
 from shoal_gateway.call import Call
@@ -11,6 +14,11 @@ from shoal_gateway.proto.containerd.services.diff.v1 import diff_pb2 as pb
 from shoal_gateway.rpc import Servicer
 
 DEFAULT_MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
+_LAYER = re.compile(
+    r"application/vnd\.(oci\.image\.layer\.(nondistributable\.)?v1\.tar(\+(gzip|zstd))?"
+    r"|docker\.image\.rootfs\.(foreign\.)?diff\.tar(\.(gzip|zstd))?)"
+)
+"""The media types of layers that need no program to be read."""
 
 
 class Diff(Servicer):
@@ -20,6 +28,8 @@ class Diff(Servicer):
         """The mounts are those of an active snapshot. What is written to it is on disk, asked for or not, once it is
         committed."""
         descriptor = descriptor_of(request.diff)
+        if request.payloads and not _LAYER.fullmatch(descriptor.media_type):
+            raise Unimplemented(f"layer {descriptor.digest}: payloads aren't passed on to stream processors")
         async with claimed(call, descriptor.digest) as claim:
             wanted = api.ApplyLayer(
                 descriptor=descriptor.model_copy(update={"size": claim.size}),
@@ -31,6 +41,8 @@ class Diff(Servicer):
 
     async def diff(self, call: Call, request: pb.DiffRequest) -> pb.DiffResponse:
         """Both mount lists are those of snapshots."""
+        if request.media_type and not _LAYER.fullmatch(request.media_type):
+            raise Unimplemented(f"unsupported diff media type: {request.media_type}")
         epoch = int(moment_of(request.source_date_epoch).timestamp()) if request.HasField("source_date_epoch") else None
         wanted = api.ComputeDiff(
             lower=mounts_of(request.left),
