@@ -1,4 +1,4 @@
-"""A gateway that doesn't share the node's blobs: in a mount namespace of its own, where an empty directory hides them."""
+"""A gateway without the node's blobs: in a mount namespace of its own, where an empty directory hides them."""
 
 from __future__ import annotations
 

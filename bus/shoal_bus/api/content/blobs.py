@@ -64,7 +64,8 @@ class ClaimBlob(Request):
 class Claim(Message):
     """A claim check: a path on this node by which the blob's bytes can be had, and nobody else's.
 
-    They stay there until `expires_at`, whatever becomes of the blob, unless it was claimed `while_seen`. The path can't be guessed: who has it may read.
+    They stay there until `expires_at`, whatever becomes of the blob, unless it was claimed `while_seen`. The path can't
+    be guessed: who has it may read.
     """
 
     digest: Digest
