@@ -14,9 +14,15 @@ from shoal_bus.errors import FailedPrecondition
 from shoal_bus.node import Node
 
 from shoal_gateway.containerd.containers import Containers
+from shoal_gateway.containerd.content import Content
+from shoal_gateway.containerd.diff import Diff
 from shoal_gateway.containerd.events import Events
+from shoal_gateway.containerd.images import Images
 from shoal_gateway.containerd.introspection import Introspection
+from shoal_gateway.containerd.leases import Leases
+from shoal_gateway.containerd.mounts import Mounts
 from shoal_gateway.containerd.namespaces import Namespaces
+from shoal_gateway.containerd.snapshots import Snapshots
 from shoal_gateway.containerd.tasks import Tasks
 from shoal_gateway.containerd.version import Version
 from shoal_gateway.health import Health
@@ -33,10 +39,16 @@ DRAIN_SECONDS = 3.0
 """How long calls under way may take to finish when the gateway stops; subscribers are ended then."""
 PLUGINS = {
     "containers": "runtime",
+    "content": "content",
+    "diff": "snapshot",
     "events": "",
     "healthcheck": "",
+    "images": "content",
     "introspection": "",
+    "leases": "content",
+    "mounts": "",
     "namespaces": "content",
+    "snapshots": "snapshot",
     "tasks": "runtime",
     "version": "",
 }
@@ -52,6 +64,12 @@ def servicers(node: Node, client: Client, live: LiveEvents, metrics: Metrics, ve
         Containers(),
         Tasks(),
         Events(live, metrics),
+        Content(),
+        Images(),
+        Leases(),
+        Snapshots(),
+        Diff(),
+        Mounts(),
     ]
     return [*api, Health(client.connection, [one.service.full_name for one in api])]
 

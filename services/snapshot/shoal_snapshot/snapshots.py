@@ -19,7 +19,7 @@ import structlog
 from shoal_bus.api import snapshot as api
 from shoal_bus.context import Context
 from shoal_bus.database import Database, Transaction
-from shoal_bus.errors import FailedPrecondition, InvalidArgument, NotFound
+from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from shoal_bus.filters import compile_filters
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
@@ -85,14 +85,22 @@ class Snapshots:
     async def commit(self, ctx: Context, request: api.CommitSnapshot) -> api.SnapshotInfo:
         """The active snapshot becomes a committed one, once its files are on disk. Its labels are replaced."""
         snapshot = self.records.get(ctx.namespace, request.key)
+        if request.name != request.key and self.records.find(ctx.namespace, request.name) is not None:
+            raise AlreadyExists(f"snapshot {request.name}: already exists")
         if snapshot.kind != "active":
             raise FailedPrecondition(f"snapshot {request.key}: is {snapshot.kind}, only an active one can be committed")
+        parent = None if snapshot.parent else request.parent or None
+        if parent is not None and not self.snapshotter.parallel:
+            raise FailedPrecondition(
+                f"snapshot {request.key}: {self.snapshotter.name} can't lay another one under it now",
+                hint="prepare it on its parent",
+            )
         await add_to_lease(ctx, self.snapshotter.name, request.name)
         size, inodes = await asyncio.to_thread(self._settle, snapshot.id, self.records.parents(snapshot))
         with self.db.write(durable=True) as tx:
             self.records.require_whole_layers(snapshot)
             return self.commit_in(
-                tx, ctx, snapshot, request.name, request.labels, api.Usage(size=size, inodes=inodes)
+                tx, ctx, snapshot, request.name, request.labels, api.Usage(size=size, inodes=inodes), parent
             ).info()
 
     def _settle(self, id: int, parents: Sequence[int]) -> tuple[int, int]:
