@@ -15,6 +15,8 @@ from shoal_runtime.controls import Controls
 from shoal_runtime.exits import ExitHeard, Exits
 from shoal_runtime.gc import Collection
 from shoal_runtime.metrics import Metrics
+from shoal_runtime.published import LOCK as PUBLISHED_LOCK
+from shoal_runtime.published import Published
 from shoal_runtime.reconcile import Reconciliation
 from shoal_runtime.removal import Removal, lock_of, lock_of_process
 from shoal_runtime.restart.decision import INTERVAL_SECONDS
@@ -106,6 +108,8 @@ async def setup(process: Process) -> None:
     service.stream(api.TASK_METRICS, metrics.of_tasks)
     service.stream(api.NODE_METRICS, metrics.of_node)
     service.operate(api.TASK_RUN, runs.run, undo=runs.undo, lock=lambda r: lock_of(r.id))
+    published = Published(database)
+    service.handle(api.EVENT_PUBLISH, published.publish, lock=lambda _: PUBLISHED_LOCK, begins_itself=True)
     collection = Collection(database)
     service.handle(api.GC_OPEN, collection.open, lock=lambda _: "collection", begins_itself=True)
     service.stream(api.GC_HOLDERS, collection.holders)

@@ -85,6 +85,13 @@ from shoal_bus.api.runtime.options import (
     RunResources,
     SpecOptions,
 )
+from shoal_bus.api.runtime.published import (
+    EVENT_PUBLISH,
+    EVENTS_PUBLISHED,
+    EventPublished,
+    PublishEvent,
+    check_topic,
+)
 from shoal_bus.api.runtime.runs import (
     TASK_RUN,
     RunNetwork,
@@ -139,6 +146,8 @@ __all__ = [
     "CONTAINER_RESTART",
     "CONTAINER_START",
     "CONTAINER_UPDATE",
+    "EVENTS_PUBLISHED",
+    "EVENT_PUBLISH",
     "GC_CLOSE",
     "GC_HOLDERS",
     "GC_OPEN",
@@ -188,6 +197,7 @@ __all__ = [
     "CreateContainer",
     "CreateTask",
     "DeleteTask",
+    "EventPublished",
     "ExecId",
     "ExecTask",
     "Exit",
@@ -207,6 +217,7 @@ __all__ = [
     "Pressure",
     "ProcessInfo",
     "ProcessRequest",
+    "PublishEvent",
     "RdmaDevice",
     "RemoveContainer",
     "ResizeTask",
@@ -238,4 +249,5 @@ __all__ = [
     "UpdateContainer",
     "UpdateTask",
     "WaitTask",
+    "check_topic",
 ]
