@@ -5,10 +5,10 @@
 
         async def version(self, call: Call, request: Empty) -> VersionResponse: ...
 
-A method `PluginInfo` is served by `plugin_info`; one that streams its replies is an asynchronous generator, and one that
-streams its requests gets them as an asynchronous iterator. What the class hasn't got is UNIMPLEMENTED. There are no
-generated servicers and no interceptors: parsing belongs here, since gRPC would answer UNKNOWN for what it can't parse,
-and each layer less is time on every call.
+A method `PluginInfo` is served by `plugin_info`; one that streams its replies is an asynchronous generator, and gets an
+asynchronous iterator where requests stream, too. What the class hasn't got is UNIMPLEMENTED. There are no generated
+servicers and no interceptors: parsing belongs here, since gRPC would answer UNKNOWN for what it can't parse, and each
+layer less is time on every call.
 """
 
 from __future__ import annotations
