@@ -16,6 +16,8 @@ from shoal_bus.node import Node
 from shoal_gateway.containerd.events import Events
 from shoal_gateway.containerd.introspection import Introspection
 from shoal_gateway.containerd.namespaces import Namespaces
+from shoal_gateway.containerd.sandbox_controller import SandboxController
+from shoal_gateway.containerd.sandbox_store import SandboxStore
 from shoal_gateway.containerd.version import Version
 from shoal_gateway.health import Health
 from shoal_gateway.listener import Listener
@@ -40,6 +42,8 @@ def servicers(node: Node, client: Client, live: LiveEvents, metrics: Metrics, ve
         Introspection(node, client.connection, PLUGINS),
         Namespaces(),
         Events(live, metrics),
+        SandboxStore(),
+        SandboxController(),
     ]
     return [*api, Health(client.connection, [one.service.full_name for one in api])]
 

@@ -24,11 +24,15 @@ from shoal_runtime.restart.monitor import Monitor
 from shoal_runtime.restart.rows import Rows
 from shoal_runtime.restart.start import Starts
 from shoal_runtime.run import Runs
+from shoal_runtime.sandboxes import controller as sandboxes
+from shoal_runtime.sandboxes.controller import SandboxController, SandboxStopped
+from shoal_runtime.sandboxes.store import SandboxStore
 from shoal_runtime.schema import MIGRATIONS
 from shoal_runtime.supervisor import Supervisor
 from shoal_runtime.tasks import Tasks
 
 _EXIT = "exit"
+_SANDBOX = "sandbox"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +114,24 @@ async def setup(process: Process) -> None:
     service.operate(api.TASK_RUN, runs.run, undo=runs.undo, lock=lambda r: lock_of(r.id))
     published = Published(database)
     service.handle(api.EVENT_PUBLISH, published.publish, lock=lambda _: PUBLISHED_LOCK, begins_itself=True)
+    store = SandboxStore(database)
+    service.handle(api.SANDBOX_CREATE, store.create, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
+    service.handle(api.SANDBOX_GET, store.get)
+    service.stream(api.SANDBOX_LIST, store.list)
+    service.handle(api.SANDBOX_UPDATE, store.update, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
+    service.handle(api.SANDBOX_DELETE, store.delete, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
+    controller = SandboxController(database, exits, lambda stopped: service.broadcast_soon(_SANDBOX, stopped.pack()))
+    service.handle(api.SANDBOX_RUN, controller.run, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
+    service.handle(api.SANDBOX_START, controller.start, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
+    service.handle(api.SANDBOX_STATUS, controller.status)
+    service.operate(
+        api.SANDBOX_STOP, controller.stop, undo=controller.undo_stop, lock=lambda r: sandboxes.lock_of(r.id)
+    )
+    service.handle(api.SANDBOX_WAIT, controller.wait)
+    service.handle(
+        api.SANDBOX_SHUTDOWN, controller.shutdown, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True
+    )
+    service.on_broadcast(_SANDBOX, lambda data: controller.wake(SandboxStopped.unpack(data)))
     collection = Collection(database)
     service.handle(api.GC_OPEN, collection.open, lock=lambda _: "collection", begins_itself=True)
     service.stream(api.GC_HOLDERS, collection.holders)
