@@ -33,6 +33,8 @@ class RunPlan(Message):
     snapshotter: str
     runtime: str
     network: api.RunNetwork
+    unpacked: bool = False
+    """The image's layers weren't there, and were unpacked for this run."""
 
     @property
     def labels(self) -> dict[str, str]:
@@ -69,22 +71,12 @@ class Made:
     # Each step's id derives from the run's: asked for again, by whichever copy, it is the same request.
 
     async def snapshot(self) -> list[Mount]:
-        """The container's own snapshot on top of the image's, and how to mount it.
-
-        FAILED_PRECONDITION when the image isn't unpacked.
-        """
+        """The container's own snapshot on top of the image's, and how to mount it. NOT_FOUND: it isn't unpacked."""
         plan = self._plan
         verb = snapshot.SNAPSHOT_PREPARE.on(plan.snapshotter)
         prepare = snapshot.PrepareSnapshot(key=plan.id, parent=plan.parent, labels=plan.labels)
-        try:
-            prepared = await self._client.call(
-                verb, prepare, id=f"{plan.request_id}.prepare", patience=_PATIENCE_SECONDS
-            )
-        except NotFound:
-            raise FailedPrecondition(
-                f"image {plan.image}: not unpacked for snapshotter {plan.snapshotter}", hint="pull it again"
-            ) from None
-        return prepared.mounts
+        step = f"{plan.request_id}.{'prepare-unpacked' if plan.unpacked else 'prepare'}"
+        return (await self._client.call(verb, prepare, id=step, patience=_PATIENCE_SECONDS)).mounts
 
     async def network(self) -> network.Network:
         """The container's network namespace, unattached."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 
 from shoal_bus import restart
+from shoal_bus.api import content
 from shoal_bus.api import runtime as api
 from shoal_bus.context import Context
 from shoal_bus.database import Database
-from shoal_bus.errors import AlreadyExists, ShoalError
+from shoal_bus.errors import AlreadyExists, NotFound, ShoalError
 from shoal_bus.locks import Locks
 from shoal_bus.message import now
 from shoal_bus.types import Mount
@@ -78,9 +79,15 @@ class Runs:
             )
 
     async def _carry_out(self, ctx: Context, request: api.RunTask, plan: RunPlan) -> api.Task:
-        made = Made(ctx.client, plan)
         ctx.progress(api.RunProgress(step="snapshot"))
-        mounts = await made.snapshot()
+        try:
+            mounts = await Made(ctx.client, plan).snapshot()
+        except NotFound:
+            if plan.unpacked:
+                raise
+            plan = await self._have_unpacked(ctx, plan)
+            mounts = await Made(ctx.client, plan).snapshot()
+        made = Made(ctx.client, plan)
         netns = ""
         if plan.bridged:
             ctx.progress(api.RunProgress(step="network"))
@@ -92,6 +99,17 @@ class Runs:
         await self._tasks.begin(ctx, request.id, mounts, request.stdio)
         ctx.progress(api.RunProgress(step="start"))
         return await self._tasks.begin_to_run(ctx, request.id)
+
+    async def _have_unpacked(self, ctx: Context, plan: RunPlan) -> RunPlan:
+        """Has an image unpacked that was stored without that, or whose layers a power cut has taken."""
+        ctx.log.info("run.unpacking", image=plan.image, snapshotter=plan.snapshotter)
+        plan = plan.model_copy(update={"unpacked": True})
+        with self._db.write() as tx:
+            tx.execute("UPDATE runs SET plan = ? WHERE namespace = ? AND id = ?", (plan.pack(), ctx.namespace, plan.id))
+        await ctx.operate(
+            content.IMAGE_UNPACK, content.UnpackImage(name=plan.image, snapshotter=plan.snapshotter), step="unpack"
+        )
+        return plan
 
     async def _make_container(
         self, ctx: Context, request: api.RunTask, plan: RunPlan, mounts: list[Mount], netns: str

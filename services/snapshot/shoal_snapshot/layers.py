@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -11,10 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
-from shoal_bus.api.snapshot import AppliedLayer, ApplyLayer, ApplyProgress, SnapshotInfo, UnpackLayer, Usage
+from shoal_bus.api.snapshot import AppliedLayer, ApplyLayer, ApplyProgress, SnapshotInfo, UnpackLayer
 from shoal_bus.context import Context
 from shoal_bus.errors import Aborted, DataLoss, FailedPrecondition, InvalidArgument, NotFound, from_wire
-from shoal_bus.together import gather, in_thread, to_its_end
+from shoal_bus.together import in_thread, to_its_end
 from shoal_bus.types import Descriptor, Mount
 
 from shoal_snapshot import disk
@@ -28,7 +29,6 @@ from shoal_snapshot.overlayfs import FUSE_TYPE
 from shoal_snapshot.processors import Processor
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
-from shoal_snapshot.syscalls import syncfs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,7 +56,6 @@ class Layers:
         self.snapshots = self._snapshots = snapshots
         self._records, self._db = snapshots.records, snapshots.db
         self._pool, self._content, self._memory, self._processors = pool, content, memory, processors
-        self._syncs = _Syncs()
         self._awaited: dict[tuple[str, str], asyncio.Event] = {}
         """Parents that layers wait for."""
 
@@ -70,7 +69,13 @@ class Layers:
 
         An early one whose parent isn't there yet is extracted without it, where the snapshotter can do that, and
         committed once digest and diff ID are right and the parent is there.
+
+        The snapshot is there then, and on disk soon after (`settling`).
         """
+        with self._snapshots.settling.unpacking():
+            return await self._unpack(ctx, request)
+
+    async def _unpack(self, ctx: Context, request: UnpackLayer) -> SnapshotInfo:
         key = _extract_key(ctx, request)
         await add_to_lease(ctx, self._snapshots.snapshotter.name, request.name)
         self._snapshots.remove_if_there(ctx.namespace, key)
@@ -94,8 +99,8 @@ class Layers:
             with suppress(_Anew):
                 async with self._abandoned_if_it_fails(snapshot):
                     job = self._job(request, snapshot, request.diff_id, growing=request.early)
-                    done = await self._extract(ctx, request, job)
-                    committed = self._commit(ctx, request, snapshot, done)
+                    await self._extract(ctx, request, job)
+                    committed = self._commit(ctx, request, snapshot)
                 return await self._outcome(ctx, request, key, committed)
 
     async def _unpack_detached(self, ctx: Context, request: UnpackLayer, key: str) -> SnapshotInfo:
@@ -104,32 +109,28 @@ class Layers:
         async with self._abandoned_if_it_fails(snapshot):
             job = replace(self._job(request, snapshot, request.diff_id, growing=True), detached=True)
             done = await self._extract(ctx, request, job)
-            parent = await self._parent(ctx, request)
-            if await self._attach(snapshot, parent, job, done):
-                await self._syncs.sync(job.root)
-            committed = self._commit(ctx, request, snapshot, done, request.parent)
+            await self._attach(snapshot, await self._parent(ctx, request), job, done)
+            committed = self._commit(ctx, request, snapshot, request.parent)
         return await self._outcome(ctx, request, key, committed)
 
-    async def _attach(self, snapshot: Snapshot, parent: Snapshot, job: Job, done: Done) -> bool:
-        """Makes a layer that was extracted without the ones below it what it would be on top of them; says whether
-        anything had to be changed for that. NeedsParent where that is too much."""
+    async def _attach(self, snapshot: Snapshot, parent: Snapshot, job: Job, done: Done) -> None:
+        """Makes a layer that was extracted without the ones below it what it would be on top of them. NeedsParent where
+        that is too much."""
         parents = [parent.id, *self._records.parents(parent)]
-        changed = self._snapshots.snapshotter.attach(snapshot.id, parents)
+        self._snapshots.snapshotter.attach(snapshot.id, parents)
         if done.implied:
             lowers = [str(self._snapshots.snapshotter.layer(id)) for id in parents]
             implied = {os.fsencode(path): takes for path, takes in done.implied.items()}
             await _in_words(attach, job.root, lowers, implied)
-        return changed or bool(done.implied)
 
     def _commit(
-        self, ctx: Context, request: UnpackLayer, snapshot: Snapshot, done: Done, parent: str | None = None
+        self, ctx: Context, request: UnpackLayer, snapshot: Snapshot, parent: str | None = None
     ) -> SnapshotInfo | None:
         """None: somebody has committed another snapshot under that name meanwhile."""
-        with self._db.write(durable=True) as tx:
-            usage = Usage(size=done.usage_size, inodes=done.usage_inodes)
+        with self._db.write() as tx:
             if self._records.find(ctx.namespace, request.name) is not None:
                 return None
-            committed = self._snapshots.commit_in(tx, ctx, snapshot, request.name, request.labels, usage, parent)
+            committed = self._snapshots.commit_in(tx, ctx, snapshot, request.name, request.labels, None, parent)
             tx.on_commit(lambda: self._comes(ctx.namespace, request.name))
             return committed.info()
 
@@ -178,6 +179,9 @@ class Layers:
 
     def _committed(self, ctx: Context, name: str) -> SnapshotInfo | None:
         there = self._records.find(ctx.namespace, name)
+        if there is not None and there.unsettled not in ("", self._snapshots.settling.boot):
+            self._snapshots.settling.drop_lost()
+            there = self._records.find(ctx.namespace, name)
         if there is not None and there.kind != "committed":
             raise FailedPrecondition(f"snapshot {name}: is there, but {there.kind}", hint="remove it, or commit it")
         if there is None:
@@ -260,7 +264,7 @@ class Layers:
         )  # fmt: skip
 
     async def _extract(self, ctx: Context, request: UnpackLayer | ApplyLayer, job: Job) -> Done:
-        """Has a worker extract a layer, as often as its blob starts over; an unpacked one is on disk then."""
+        """Has a worker extract a layer, as often as its blob starts over."""
         descriptor = request.descriptor
 
         def report(offset: int) -> None:
@@ -272,7 +276,7 @@ class Layers:
                 try:
                     done = await self._pool.apply(job, report)
                     if isinstance(request, UnpackLayer):
-                        await gather(self._syncs.sync(job.root), self._verify(job, done.identity))
+                        await self._verify(job, done.identity)
                     return done
                 except (DataLoss, FailedPrecondition):
                     if job.growing and read is not None:
@@ -298,7 +302,7 @@ class Layers:
             return
         algorithm, _, value = blob.digest.partition(":")
         placed = replace(blob, path=f"blobs/{algorithm}/{value}")
-        pause, hashed = _FIRST_PAUSE, False
+        began, hashed = time.monotonic(), False
         while True:
             current, place = blob.identity(), placed.identity()
             if place == read:
@@ -312,8 +316,7 @@ class Layers:
                     hashed = blob.whole()
                     if hashed and await in_thread(hash_blob, blob) == read:
                         return
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            await asyncio.sleep(min(max(_FIRST_PAUSE, (time.monotonic() - began) / 8), _LONGEST_PAUSE))
 
     async def _whole(self, job: Job) -> None:
         """Returns when all of a growing blob is there. ABORTED when its writer gives up."""
@@ -328,26 +331,6 @@ class Layers:
 
 class _Anew(Exception):
     """An extraction begins again, with a new snapshot: what lies below is in the old one, too."""
-
-
-class _Syncs:
-    """syncfs(2), once for all who ask while an earlier one is under way: it takes everything with it."""
-
-    def __init__(self) -> None:
-        self._running: asyncio.Task[None] | None = None
-        self._next: asyncio.Task[None] | None = None
-
-    async def sync(self, path: str) -> None:
-        """Has everything on disk that was written before this call."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._run(path, self._running))
-        await asyncio.shield(self._next)
-
-    async def _run(self, path: str, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait({before})
-        self._running, self._next = self._next, None
-        await asyncio.to_thread(syncfs, path)
 
 
 async def _in_words(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -70,7 +70,14 @@ CREATE TABLE makings (                               -- snapshots that their par
 );
 CREATE INDEX makings_parent ON makings (parent_id);
 """
-MIGRATIONS = [_SNAPSHOTS, _MAKINGS, COLLECTION]
+_SETTLING = """
+ALTER TABLE snapshots ADD COLUMN unsettled TEXT NOT NULL DEFAULT '';  -- the boot that unpacked it; empty: it is on disk
+CREATE INDEX snapshots_unsettled ON snapshots (snapshotter, unsettled) WHERE unsettled != '';
+"""
+MIGRATIONS = [_SNAPSHOTS, _MAKINGS, COLLECTION, _SETTLING]
+
+LOST = "lost"
+"""What a committed snapshot is unsettled by whose files couldn't be written: no boot's id."""
 
 MAX_DEPTH = 500
 """Layers in a chain: as many as the kernel's overlayfs merges (OVL_MAX_STACK)."""
@@ -93,6 +100,8 @@ class Snapshot:
     request_id: str
     created_at: datetime
     updated_at: datetime
+    unsettled: str
+    """Of a committed one that may not be on disk: which boot committed it."""
 
     def info(self) -> SnapshotInfo:
         """The record as the bus has it."""
@@ -167,6 +176,26 @@ class Records:
         rows = self.db.read("SELECT id FROM makings WHERE snapshotter = ?", (self.snapshotter,))
         return {row["id"] for row in rows}
 
+    def is_making(self, namespace: str, key: str) -> bool:
+        """Whether a snapshot of that key is being made, or was by a dead copy."""
+        where = (self.snapshotter, namespace, key)
+        found = self.db.read_one("SELECT 1 FROM makings WHERE snapshotter = ? AND namespace = ? AND key = ?", where)
+        return found is not None
+
+    def unsettled(self, boot: str) -> list[Snapshot]:
+        """What was committed in this boot, and may not be on disk."""
+        rows = self.db.read(
+            f"{_SELECT} WHERE s.snapshotter = ? AND s.unsettled != '' AND s.unsettled = ?", (self.snapshotter, boot)
+        )
+        return [_snapshot(row) for row in rows]
+
+    def lost(self, boot: str) -> list[Snapshot]:
+        """What isn't on disk, and never will be: what lies on others comes first."""
+        rows = self.db.read(
+            f"{_SELECT} WHERE s.snapshotter = ? AND s.unsettled != '' AND s.unsettled != ?", (self.snapshotter, boot)
+        )
+        return sorted((_snapshot(row) for row in rows), key=lambda one: len(self.parents(one)), reverse=True)
+
     def knows(self, id: int) -> bool:
         """Whether there is a snapshot `id`, in any namespace, or one that is being made."""
         found = self.db.read_one(
@@ -227,12 +256,13 @@ class Records:
         return added
 
     def commit(
-        self, tx: Transaction, snapshot: Snapshot, name: str, labels: Mapping[str, str], usage: Usage,
-        parent: str | None = None,
+        self, tx: Transaction, snapshot: Snapshot, name: str, labels: Mapping[str, str], usage: Usage | None,
+        parent: str | None = None, unsettled: str = "",
     ) -> Snapshot:  # fmt: skip
         """The active `snapshot` becomes the committed `name`; its labels are replaced. ALREADY_EXISTS for the name.
 
-        `parent` is what it lies on from now on, where that isn't what it was made with.
+        `parent` is what it lies on from now on, where that isn't what it was made with. Of an `unsettled` one it isn't
+        known yet what it takes.
         """
         now = time.time()
         current = self.get(snapshot.namespace, snapshot.key)
@@ -245,12 +275,21 @@ class Records:
             parent_id = self._committed_parent(snapshot.namespace, parent).id if parent else None
         tx.execute(
             "UPDATE snapshots SET key = ?, kind = 'committed', labels = ?, size = ?, inodes = ?, created_at = ?,"
-            " updated_at = ?, parent_id = ? WHERE id = ?",
-            (name, _packed(labels), usage.size, usage.inodes, now, now, parent_id, snapshot.id),
-        )
+            " updated_at = ?, parent_id = ?, unsettled = ? WHERE id = ?",
+            (name, _packed(labels), usage.size if usage else 0, usage.inodes if usage else 0, now, now, parent_id,
+             unsettled, snapshot.id),
+        )  # fmt: skip
         committed = self.get(snapshot.namespace, name)
         _check_depth(name, self.parents(committed))
         return committed
+
+    def settle(self, tx: Transaction, snapshot: Snapshot, unsettled: str, usage: Usage | None = None) -> None:
+        """Notes whether a committed snapshot is on disk, and what it takes."""
+        if usage is not None:
+            tx.execute(
+                "UPDATE snapshots SET size = ?, inodes = ? WHERE id = ?", (usage.size, usage.inodes, snapshot.id)
+            )
+        tx.execute("UPDATE snapshots SET unsettled = ? WHERE id = ?", (unsettled, snapshot.id))
 
     def label(self, tx: Transaction, snapshot: Snapshot, labels: Mapping[str, str]) -> Snapshot:
         """Replaces the labels."""
@@ -318,4 +357,5 @@ def _snapshot(row: sqlite3.Row) -> Snapshot:
         request_id=row["request_id"],
         created_at=datetime.fromtimestamp(row["created_at"], UTC),
         updated_at=datetime.fromtimestamp(row["updated_at"], UTC),
+        unsettled=row["unsettled"],
     )

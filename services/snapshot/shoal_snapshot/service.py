@@ -84,6 +84,7 @@ async def setup(process: Process) -> None:
     for layers in every.values():
         layers.snapshots.on_uncovered = notice.give
         layers.snapshots.reconcile()
+        service.background(layers.snapshots.settling.run(), "settling")
     service.background(notice.give_for_ever(), "notice")
 
 

@@ -19,13 +19,14 @@ import structlog
 from shoal_bus.api import snapshot as api
 from shoal_bus.context import Context
 from shoal_bus.database import Database, Transaction
-from shoal_bus.errors import FailedPrecondition, InvalidArgument
+from shoal_bus.errors import FailedPrecondition, InvalidArgument, NotFound
 from shoal_bus.filters import compile_filters
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
 
 from shoal_snapshot.leases import add_to_lease, mark_leased
 from shoal_snapshot.records import Records, Snapshot
+from shoal_snapshot.settling import Settling
 from shoal_snapshot.snapshotter import Snapshotter
 from shoal_snapshot.syscalls import syncfs
 
@@ -49,6 +50,7 @@ class Snapshots:
         self._committed = replace(api.SNAPSHOT_COMMITTED, service=service)
         self._removed = replace(api.SNAPSHOT_REMOVED, service=service)
         self.records = Records(database, snapshotter.name)
+        self.settling = Settling(database, snapshotter, self.records, self._lose)
         self._emptying: asyncio.Task[None] | None = None
         self._more_trash = False
         self.on_uncovered: Callable[[], None] = lambda: None
@@ -58,13 +60,26 @@ class Snapshots:
 
     async def prepare(self, ctx: Context, request: api.PrepareSnapshot) -> api.Mounts:
         """An active snapshot. NOT_FOUND or INVALID_ARGUMENT for its parent, ALREADY_EXISTS."""
-        await add_to_lease(ctx, self.snapshotter.name, request.key)
-        return self.mounts_of(await self.add(ctx, request.key, "active", request.parent, request.labels, answer=True))
+        return await self._begin(ctx, request, "active")
 
     async def view(self, ctx: Context, request: api.PrepareSnapshot) -> api.Mounts:
         """A read-only snapshot. NOT_FOUND or INVALID_ARGUMENT for its parent, ALREADY_EXISTS."""
+        return await self._begin(ctx, request, "view")
+
+    async def _begin(self, ctx: Context, request: api.PrepareSnapshot, kind: api.Kind) -> api.Mounts:
         await add_to_lease(ctx, self.snapshotter.name, request.key)
-        return self.mounts_of(await self.add(ctx, request.key, "view", request.parent, request.labels, answer=True))
+        await self._have_settled(ctx.namespace, request.parent)
+        return self.mounts_of(await self.add(ctx, request.key, kind, request.parent, request.labels, answer=True))
+
+    async def _have_settled(self, namespace: str, parent: str) -> None:
+        """Returns when what a client's snapshot is to lie on is on disk. NOT_FOUND where it couldn't be written."""
+        below = self.records.find(namespace, parent) if parent else None
+        if below is None or not below.unsettled:
+            return
+        await self.settling.settle()
+        below = self.records.find(namespace, parent)
+        if below is not None and below.unsettled:
+            raise NotFound(f"parent snapshot {parent}: its files couldn't be written", hint="have it unpacked again")
 
     async def commit(self, ctx: Context, request: api.CommitSnapshot) -> api.SnapshotInfo:
         """The active snapshot becomes a committed one, once its files are on disk. Its labels are replaced."""
@@ -119,7 +134,7 @@ class Snapshots:
     async def usage(self, ctx: Context, request: api.SnapshotRequest) -> api.Usage:
         """What a snapshot alone takes: of a committed one as it was recorded, of an active one as it is now."""
         snapshot = self.records.get(ctx.namespace, request.key)
-        if snapshot.kind != "active":
+        if snapshot.kind != "active" and not snapshot.unsettled:
             return snapshot.usage
         try:
             size, inodes = await asyncio.to_thread(self.snapshotter.usage, snapshot.id, self.records.parents(snapshot))
@@ -197,11 +212,17 @@ class Snapshots:
         snapshot: Snapshot,
         name: str,
         labels: Labels,
-        usage: api.Usage,
+        usage: api.Usage | None,
         parent: str | None = None,
     ) -> Snapshot:
-        """Commits a snapshot whose files are on disk, with its event and the request's answer, inside a transaction."""
-        committed = self.records.commit(tx, snapshot, name, labels, usage, parent)
+        """Commits a snapshot, with its event and the request's answer, inside a transaction.
+
+        Its files are on disk, and its usage is known; or neither is so, and follows.
+        """
+        unsettled = "" if usage is not None else self.settling.boot
+        committed = self.records.commit(tx, snapshot, name, labels, usage, parent, unsettled)
+        if unsettled:
+            tx.on_commit(self.settling.soon)
         told = api.SnapshotCommitted(key=snapshot.key, name=name, snapshotter=self.snapshotter.name)
         tx.emit(ctx.namespace, self._committed, told)
         ctx.answer(tx, committed.info())
@@ -209,6 +230,8 @@ class Snapshots:
 
     def remove_if_there(self, namespace: str, key: str) -> bool:
         """Removes a snapshot that nothing lies on, or what a dead copy was making; says whether it was there."""
+        if self.records.find(namespace, key) is None and not self.records.is_making(namespace, key):
+            return False
         with self.db.write() as tx:
             self._end_making(tx, namespace, key)
             snapshot = self.records.find(namespace, key)
@@ -261,6 +284,7 @@ class Snapshots:
                     log.error("reconcile.directory_missing", snapshot=snapshot.key, error=str(error))
                 else:
                     log.warning("reconcile.record_without_directory", snapshot=snapshot.key, id=snapshot.id)
+        self.settling.recover()
         self._empty_soon()
 
     async def settled(self, seconds: float | None = None) -> None:
@@ -333,6 +357,11 @@ class Snapshots:
         self.records.drop(tx, snapshot)
         removed = api.SnapshotRemoved(key=snapshot.key, snapshotter=self.snapshotter.name)
         tx.emit(snapshot.namespace, self._removed, removed)
+
+    def _lose(self, tx: Transaction, snapshot: Snapshot) -> None:
+        """Removes a snapshot whose files aren't on disk."""
+        self._drop(tx, snapshot)
+        tx.on_commit(lambda: self._discard(snapshot))
 
     def _discard(self, snapshot: Snapshot) -> None:
         self.snapshotter.discard(snapshot.id)

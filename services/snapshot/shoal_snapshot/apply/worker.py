@@ -62,13 +62,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What was written, and what it takes; the uncompressed layer's digest and size."""
+    """What was written; the uncompressed layer's digest and size."""
 
     diff_id: str
     uncompressed: int
     entries: int
-    usage_size: int = 0
-    usage_inodes: int = 0
     identity: tuple[int, int] = (0, 0)
     """Which file was read."""
     implied: dict[str, bool] = field(default_factory=dict)
@@ -112,9 +110,8 @@ def apply(job: Job, output: _Output) -> Done:
             stop.set()
             reporter.join()
         uncompressed, diff_id = layer.uncompressed, layer.diff_id
-    size, inodes = disk.usage(job.root)
     implied = {os.fsdecode(path): takes for path, takes in extracted.implied.items()}
-    return Done(diff_id, uncompressed, extracted.entries, size, inodes, layer.identity, implied)
+    return Done(diff_id, uncompressed, extracted.entries, layer.identity, implied)
 
 
 def work(requests: BinaryIO, answers: int) -> None:
