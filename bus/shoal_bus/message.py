@@ -42,7 +42,7 @@ class Message(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise InvalidArgument(f"{cls.__name__}: {_describe(error)}") from None
+            raise invalid(error) from None
 
 
 class Request(Message):
@@ -53,6 +53,11 @@ class Request(Message):
 
 class Empty(Message):
     """A reply that says no more than that it was done."""
+
+
+def invalid(error: ValidationError) -> InvalidArgument:
+    """What is wrong with a message, in a sentence that names its fields."""
+    return InvalidArgument(f"{error.title}: {_describe(error)}")
 
 
 def _describe(error: ValidationError) -> str:

@@ -57,6 +57,20 @@ class Descriptor(Message):
     artifact_type: str = ""
 
 
+class AnyMessage(Message):
+    """A message of any type, as a client packed it (protobuf's Any): kept as it is, and looked into by nobody here."""
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    type_url: str = ""
+    value: bytes = b""
+
+    @property
+    def type(self) -> str:
+        """The type's full name: what stands behind the last slash of a protobuf type's URL."""
+        return self.type_url.rpartition("/")[2]
+
+
 class Mount(Message):
     """One entry of the list a snapshotter yields and a shim mounts: the arguments of mount(8), containerd's fields.
 

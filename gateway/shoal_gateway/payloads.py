@@ -129,6 +129,8 @@ def forwarded(received: Received) -> Forwarded:
 def payload_of(topic: str, payload: dict[str, Any]) -> Message:
     """A payload as its topic's message. Fields that the message hasn't got are left out."""
     kind = PAYLOADS.get(topic, Struct)
+    if topic == "/containers/create":
+        return _created(payload)
     return ParseDict(_json(payload), kind(), ignore_unknown_fields=kind is not Struct)
 
 
@@ -139,6 +141,17 @@ def unpacked(type_url: str, value: bytes) -> Message | None:
         return GetMessageClass(descriptor).FromString(value)
     except (KeyError, DecodeError):
         return None
+
+
+def _created(payload: dict[str, Any]) -> container_pb2.ContainerCreate:
+    """The one payload with an Any in it, which protobuf's JSON has only for types that it knows."""
+    runtime = payload.get("runtime") or {}
+    told = container_pb2.ContainerCreate(id=payload.get("id", ""), image=payload.get("image", ""))
+    told.runtime.name = runtime.get("name", "")
+    options = runtime.get("options") or {}
+    if options.get("type_url") or options.get("value"):
+        told.runtime.options.type_url, told.runtime.options.value = options["type_url"], options["value"]
+    return told
 
 
 def field_of(message: Message, path: Sequence[str]) -> str | None:

@@ -46,7 +46,9 @@ SERVICES = (
     # nerdctl asks for it, by its id and with these words, before it labels a container with a restart policy.
     Kind(INTERNAL, "restart", "runtime", (EVENT, SERVICE), capabilities=restart.NAMES),
     Kind(RUNTIME, "task", "runtime", (EVENT, CONTENT, SNAPSHOTTER), platforms=True),
+    Kind(SERVICE, "containers-service", "runtime", (EVENT, METADATA)),
     Kind(SERVICE, "namespaces-service", "content", (CONTENT, EVENT)),
+    Kind(SERVICE, "tasks-service", "runtime", (EVENT, RUNTIME, METADATA)),
     Kind(SERVICE, "introspection-service"),
     Kind(SNAPSHOTTER, "overlayfs", "snapshot", platforms=True, place="snapshot"),
 )

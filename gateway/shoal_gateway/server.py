@@ -13,11 +13,13 @@ from shoal_bus.client import Client
 from shoal_bus.errors import FailedPrecondition
 from shoal_bus.node import Node
 
+from shoal_gateway.containerd.containers import Containers
 from shoal_gateway.containerd.events import Events
 from shoal_gateway.containerd.introspection import Introspection
 from shoal_gateway.containerd.namespaces import Namespaces
 from shoal_gateway.containerd.sandbox_controller import SandboxController
 from shoal_gateway.containerd.sandbox_store import SandboxStore
+from shoal_gateway.containerd.tasks import Tasks
 from shoal_gateway.containerd.version import Version
 from shoal_gateway.health import Health
 from shoal_gateway.listener import Listener
@@ -31,7 +33,15 @@ LARGEST_REQUEST = 16 << 20
 """What containerd takes, and its clients send at most."""
 DRAIN_SECONDS = 3.0
 """How long calls under way may take to finish when the gateway stops; subscribers are ended then."""
-PLUGINS = {"events": "", "healthcheck": "", "introspection": "", "namespaces": "content", "version": ""}
+PLUGINS = {
+    "containers": "runtime",
+    "events": "",
+    "healthcheck": "",
+    "introspection": "",
+    "namespaces": "content",
+    "tasks": "runtime",
+    "version": "",
+}
 """The gRPC plugins that Introspection shows, and the service each of them needs."""
 
 
@@ -41,6 +51,8 @@ def servicers(node: Node, client: Client, live: LiveEvents, metrics: Metrics, ve
         Version(version),
         Introspection(node, client.connection, PLUGINS),
         Namespaces(),
+        Containers(),
+        Tasks(),
         Events(live, metrics),
         SandboxStore(),
         SandboxController(),

@@ -81,7 +81,7 @@ def test_a_command_that_cannot_be_run_has_a_shells_status_and_the_runtimes_words
         ("/etc/passwd", 126, 'exec: "/etc/passwd": permission denied'),
         ("/etc", 126, "permission denied"),
     ):
-        refused(node.run("exec", box, command), status, "FAILED_PRECONDITION", "runc exec: ", words)
+        refused(node.run("exec", box, command), status, "FAILED_PRECONDITION", "OCI runtime exec failed: ", words)
     assert commands(node, box) == ["sleep 100000"]
 
 

@@ -107,7 +107,7 @@ async def test_a_task_that_cannot_be_created_leaves_nothing(node: RuntimeNode) -
     assert not node.of_containers()
     spec = node.spec(["true"])
     await node.client.call(api.CONTAINER_CREATE, api.CreateContainer(id="two", spec=spec, runtime="no-such-runtime"))
-    with pytest.raises(FailedPrecondition, match="runtime no-such-runtime not found on PATH"):
+    with pytest.raises(FailedPrecondition, match='runtime "no-such-runtime" not found on PATH'):
         await node.client.call(api.TASK_CREATE, api.CreateTask(container_id="two"))
 
 

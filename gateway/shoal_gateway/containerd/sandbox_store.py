@@ -6,12 +6,14 @@ from typing import Any
 
 from shoal_bus.api import runtime
 from shoal_bus.identifiers import check_identifier
+from shoal_bus.types import AnyMessage
 
-from shoal_gateway.anys import any_of, packed_in
 from shoal_gateway.call import Call
+from shoal_gateway.convert import timestamp
 from shoal_gateway.proto.containerd.services.sandbox.v1 import sandbox_pb2 as pb
 from shoal_gateway.proto.containerd.types.sandbox_pb2 import Sandbox
 from shoal_gateway.rpc import Servicer
+from shoal_gateway.typeurls import kept, told
 
 
 class SandboxStore(Servicer):
@@ -46,26 +48,27 @@ def _asked(sandbox: Sandbox) -> dict[str, Any]:
     """What a client gives of a sandbox; its times are the store's."""
     return {
         "id": check_identifier(sandbox.sandbox_id, "sandbox ID"),
-        "runtime": runtime.SandboxRuntime(name=sandbox.runtime.name, options=packed_in(sandbox.runtime, "options")),
-        "spec": packed_in(sandbox, "spec"),
+        "runtime": runtime.SandboxRuntime(name=sandbox.runtime.name, options=_given(sandbox.runtime, "options")),
+        "spec": _given(sandbox, "spec"),
         "labels": dict(sandbox.labels),
-        "extensions": {
-            name: runtime.Packed(type_url=one.type_url, value=one.value) for name, one in sandbox.extensions.items()
-        },
+        "extensions": {name: kept(one) for name, one in sandbox.extensions.items()},
         "sandboxer": sandbox.sandboxer,
     }
 
 
+def _given(message: Sandbox | Sandbox.Runtime, field: str) -> AnyMessage | None:
+    return kept(getattr(message, field)) if message.HasField(field) else None
+
+
 def _told(sandbox: runtime.Sandbox) -> Sandbox:
-    told = Sandbox(
+    options, spec = sandbox.runtime.options, sandbox.spec
+    return Sandbox(
         sandbox_id=sandbox.id,
-        runtime=Sandbox.Runtime(name=sandbox.runtime.name, options=any_of(sandbox.runtime.options)),
-        spec=any_of(sandbox.spec),
+        runtime=Sandbox.Runtime(name=sandbox.runtime.name, options=told(options) if options is not None else None),
+        spec=told(spec) if spec is not None else None,
         labels=sandbox.labels,
+        extensions={name: told(one) for name, one in sandbox.extensions.items()},
         sandboxer=sandbox.sandboxer,
+        created_at=timestamp(sandbox.created_at),
+        updated_at=timestamp(sandbox.updated_at),
     )
-    for name, extension in sandbox.extensions.items():
-        told.extensions[name].type_url, told.extensions[name].value = extension.type_url, extension.value
-    told.created_at.FromDatetime(sandbox.created_at)
-    told.updated_at.FromDatetime(sandbox.updated_at)
-    return told

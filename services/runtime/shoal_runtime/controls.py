@@ -91,7 +91,8 @@ class Controls:
         check_resources(request.resources)
         await self._supervisor.update(ctx.namespace, request.container_id, request.resources)
         with self._db.write() as tx:
-            self._containers.limit(tx, ctx.namespace, request.container_id, request.resources)
+            if not request.once:
+                self._containers.limit(tx, ctx.namespace, request.container_id, request.resources)
             ctx.answer(tx, Empty())
         return Empty()
 

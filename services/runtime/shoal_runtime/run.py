@@ -22,8 +22,9 @@ from shoal_bus.types import Mount
 from shoal_runtime.containers import Containers
 from shoal_runtime.plan import Made, RunPlan, check_network, make_plan
 from shoal_runtime.removal import Removal, lock_key
+from shoal_runtime.runtimes import require_runtime
 from shoal_runtime.spec import check_run_spec, generate_spec
-from shoal_runtime.tasks import Tasks, require_runtime
+from shoal_runtime.tasks import Tasks
 
 
 class Runs:

@@ -133,5 +133,11 @@ ALTER TABLE tasks ADD COLUMN auto_remove INTEGER NOT NULL DEFAULT 0;  -- of an e
 CREATE INDEX execs_to_remove ON tasks (status) WHERE auto_remove;
 """,
     COLLECTION,
+    """
+ALTER TABLE containers ADD COLUMN spec_type TEXT;          -- of a spec that is a client's bytes; NULL: it is msgpack
+ALTER TABLE containers ADD COLUMN packed_options BLOB;
+ALTER TABLE containers ADD COLUMN sandbox TEXT NOT NULL DEFAULT '';
+ALTER TABLE containers ADD COLUMN extensions BLOB NOT NULL DEFAULT x'80';
+""",
     SANDBOXES,
 ]

@@ -120,7 +120,9 @@ async def setup(process: Process) -> None:
     service.stream(api.SANDBOX_LIST, store.list)
     service.handle(api.SANDBOX_UPDATE, store.update, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
     service.handle(api.SANDBOX_DELETE, store.delete, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
-    controller = SandboxController(database, exits, lambda stopped: service.broadcast_soon(_SANDBOX, stopped.pack()))
+    controller = SandboxController(
+        database, containers, exits, lambda stopped: service.broadcast_soon(_SANDBOX, stopped.pack())
+    )
     service.handle(api.SANDBOX_RUN, controller.run, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
     service.handle(api.SANDBOX_START, controller.start, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
     service.handle(api.SANDBOX_STATUS, controller.status)

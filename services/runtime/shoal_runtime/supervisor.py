@@ -164,7 +164,7 @@ class Supervisor:
         binary = shutil.which(runtime)
         if binary is None:
             raise FailedPrecondition(
-                f"runtime {runtime}: not found on PATH", hint="install it, or name another with --runtime"
+                f'runtime "{runtime}" not found on PATH', hint="install it, or name another with --runtime"
             )
         root = Path(options.get("root") or self._state / "oci") / namespace
         request = {

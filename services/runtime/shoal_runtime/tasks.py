@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator, Sequence
 
 import structlog
 from shoal_bus.api import runtime as api
 from shoal_bus.context import Context
 from shoal_bus.database import Database
-from shoal_bus.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
+from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from shoal_bus.filters import Field, compile_filters
 from shoal_bus.message import now, pack
 from shoal_bus.types import Mount, Stdio
@@ -30,8 +29,9 @@ from shoal_runtime.execs import Execs
 from shoal_runtime.exits import KILLED, Exits, exit_of
 from shoal_runtime.groups import group_of
 from shoal_runtime.processes import Processes, row_of, task_of
+from shoal_runtime.runtimes import require_runtime
 from shoal_runtime.shims import ExitRecord
-from shoal_runtime.spec import fit_to_host
+from shoal_runtime.spec import check_spec, fit_to_host
 from shoal_runtime.supervisor import Supervisor
 from shoal_runtime.takedown import remove_cgroups
 
@@ -55,7 +55,7 @@ class Tasks:
 
     async def create(self, ctx: Context, request: api.CreateTask) -> api.Task:
         return await self.begin(
-            ctx, request.container_id, request.rootfs, request.stdio,
+            ctx, request.container_id, request.rootfs, request.stdio, runtime=request.runtime,
             options=request.options, checkpoint=request.checkpoint, answers=True,
         )  # fmt: skip
 
@@ -76,7 +76,8 @@ class Tasks:
             raise NotFound(f"container {request.container_id}: has no task")
         if row["status"] not in ("created", "stopped") and not request.force:
             raise FailedPrecondition(
-                f"container {request.container_id}: its task is {row['status']}", hint="kill it first, or force it"
+                f"container {request.container_id}: its task must be stopped before deletion: it is {row['status']}",
+                hint="kill it first, or force it",
             )
         return await self.end(ctx.namespace, request.container_id, answer=ctx)
 
@@ -110,14 +111,16 @@ class Tasks:
         rootfs: Sequence[Mount],
         stdio: Stdio,
         *,
+        runtime: str = "",
         options: api.RuncOptions | None = None,
         checkpoint: str = "",
         answers: bool = False,
     ) -> api.Task:
         """Creates a task, as a step of the request `ctx`; undone if it fails. `answers`: the task is its answer."""
         container = self._containers.require(ctx.namespace, id)
-        chosen = options or container.options
-        require_runtime(chosen.binary_name or container.runtime)
+        chosen = options or _options_of(container)
+        program = require_runtime(chosen.binary_name or runtime or container.runtime)
+        check_spec(container.spec)
         if checkpoint and not os.path.isdir(checkpoint):  # noqa: PTH112, ASYNC240 (a moment)
             raise NotFound(f"checkpoint {checkpoint}: there is no such directory")
         found = self.processes.find(ctx.namespace, id)
@@ -140,7 +143,7 @@ class Tasks:
             )  # fmt: skip
         try:
             self._bundles.make(ctx.namespace, id, fit_to_host(container.spec))
-            pid = await self._make(ctx, container, rootfs, stdio, chosen, checkpoint)
+            pid = await self._make(ctx, container, rootfs, stdio, program, chosen, checkpoint)
         except Exception:
             # A cancelled one (this copy stops) stays, for the copy that resumes it.
             await self.undo_creation(ctx.namespace, id)
@@ -169,6 +172,7 @@ class Tasks:
         container: api.Container,
         rootfs: Sequence[Mount],
         stdio: Stdio,
+        program: str,
         options: api.RuncOptions,
         checkpoint: str,
     ) -> int:
@@ -176,7 +180,7 @@ class Tasks:
             try:
                 return await self._supervisor.create(
                     ctx.namespace, container.id, bundle=self._bundles.path(ctx.namespace, container.id),
-                    rootfs=[*rootfs], runtime=container.runtime, stdio=stdio, request_id=ctx.id,
+                    rootfs=[*rootfs], runtime=program, stdio=stdio, request_id=ctx.id,
                     options=options.model_dump(exclude_defaults=True), group=group_of(container.spec),
                     checkpoint=checkpoint,
                 )  # fmt: skip
@@ -278,12 +282,14 @@ class Tasks:
         return exit
 
 
-def require_runtime(runtime: str) -> None:
-    """FAILED_PRECONDITION when there is no such OCI runtime, before anything is made for it."""
-    if shutil.which(runtime) is None:
-        raise FailedPrecondition(
-            f"runtime {runtime} not found on PATH", hint="install it, or name another with --runtime"
+def _options_of(container: api.Container) -> api.RuncOptions:
+    """Its own options; INVALID_ARGUMENT for some that aren't runc's, of which nothing can be made."""
+    packed = container.packed_options
+    if packed is not None and packed.value and packed.type != api.OPTIONS_TYPE:
+        raise InvalidArgument(
+            f"container {container.id}: runtime options {packed.type_url} instead of {api.OPTIONS_TYPE}"
         )
+    return container.options
 
 
 def _fields(task: api.Task) -> Field:

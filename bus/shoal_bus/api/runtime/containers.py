@@ -5,13 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shoal_bus.api.runtime.tasks import RuncOptions, Task
 from shoal_bus.identifiers import Identifier
 from shoal_bus.message import Empty, Message, Request
-from shoal_bus.types import Filter, Labels
+from shoal_bus.types import AnyMessage, Filter, Labels
 from shoal_bus.verb import StreamVerb, Verb, behaves
+
+SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+"""The type of an OCI runtime specification that is packed, as JSON, into an `AnyMessage` (containerd, typeurl)."""
+RUNC_V2 = "io.containerd.runc.v2"
+"""Containerd's name for runc under a shim, and for what shoal's own clients call by its binary's name."""
+OPTIONS_TYPE = "containerd.runc.v1.Options"
+"""That of packed `RuncOptions`, as protobuf."""
 
 
 class Container(Message):
@@ -21,14 +28,22 @@ class Container(Message):
     image: str = ""
     labels: Labels = {}
     runtime: str = "runc"
-    """An OCI runtime by name on PATH or by absolute path."""
+    """An OCI runtime by name on PATH or by absolute path, or by containerd's name for it: `io.containerd.runc.v2`."""
     options: RuncOptions = RuncOptions()
+    packed_options: AnyMessage | None = None
+    """The options as a client packed them, if one did."""
     snapshotter: str = ""
     snapshot_key: str = ""
     network: str = ""
     """The network namespace made for it, if one was."""
+    sandbox: str = ""
+    """The sandbox it belongs to, for who asks: nothing is done with it."""
     spec: dict[str, Any] = {}
     """The OCI runtime specification, as its JSON has it."""
+    packed_spec: AnyMessage | None = None
+    """The same, byte for byte as a client packed it; where that was asked for (`packed`), and instead of `spec`."""
+    extensions: dict[str, AnyMessage] = {}
+    """What clients keep beside it."""
     created_at: datetime
     updated_at: datetime
 
@@ -37,33 +52,64 @@ class ContainerRequest(Request):
     id: Identifier
 
 
+class GetContainer(ContainerRequest):
+    """`packed` has the specification told in `packed_spec`."""
+
+    packed: bool = False
+
+
 class ListContainers(Filter, Request):
-    """`specs` false leaves the specifications out, which are the bulk of it."""
+    """`specs` false leaves the specifications out, which are the bulk of it; `packed` has them in `packed_spec`."""
 
     specs: bool = True
+    packed: bool = False
 
 
 class CreateContainer(Request):
-    """A record. `spec` is the whole OCI specification; `shoal run` has one generated, by `TASK_RUN`."""
+    """A record. `spec` is the whole OCI specification; `shoal run` has one generated, by `TASK_RUN`.
+
+    With `packed_spec` instead, its bytes are kept as they are, and looked at when a task is made of them; the reply has
+    neither. `options` is what can be made of `packed_options`.
+    """
 
     id: Identifier
     image: str = ""
     labels: Labels = {}
     runtime: str = "runc"
     options: RuncOptions = RuncOptions()
+    packed_options: AnyMessage | None = None
     snapshotter: str = ""
     snapshot_key: str = ""
-    spec: dict[str, Any]
+    sandbox: str = ""
+    spec: dict[str, Any] | None = None
+    packed_spec: AnyMessage | None = None
+    extensions: dict[str, AnyMessage] = {}
+
+    @model_validator(mode="after")
+    def _one_spec(self) -> CreateContainer:
+        if (self.spec is None) == (self.packed_spec is None):
+            raise ValueError("either spec or packed_spec must be given")
+        return self
 
 
 class UpdateContainer(Request):
-    """`fields` names what to change: `labels`, `labels.<key>`, `image`, `spec`, `snapshot_key`; empty: all given."""
+    """`fields` names what to change: `labels`, `labels.<key>`, `image`, `spec`, `snapshot_key`, `extensions`,
+    `extensions.<key>`; empty: all given. `spec` may be given as `packed_spec`.
+
+    `runtime` and `snapshotter` can't be changed: where they are given, they must be what they are. `packed` has the
+    reply tell the specification in `packed_spec`.
+    """
 
     id: Identifier
     image: str = ""
     labels: Labels = {}
+    runtime: str | None = None
+    snapshotter: str | None = None
     snapshot_key: str = ""
     spec: dict[str, Any] | None = None
+    packed_spec: AnyMessage | None = None
+    extensions: dict[str, AnyMessage] = {}
+    packed: bool = False
     fields: list[str] = []
 
 
@@ -97,7 +143,7 @@ CONTAINER_CREATE = Verb(
     behaviour=behaves("Makes a container record.", "ALREADY_EXISTS"),
 )
 CONTAINER_GET = Verb(
-    "runtime", "container", "get", ContainerRequest, Container, behaviour=behaves("A container record.", "NOT_FOUND")
+    "runtime", "container", "get", GetContainer, Container, behaviour=behaves("A container record.", "NOT_FOUND")
 )
 CONTAINER_LIST = StreamVerb(
     "runtime",

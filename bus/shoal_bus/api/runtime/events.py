@@ -6,11 +6,12 @@ from datetime import datetime
 
 from shoal_bus.events import Topic
 from shoal_bus.message import Message
-from shoal_bus.types import Labels, Mount
+from shoal_bus.types import AnyMessage, Labels, Mount
 
 
 class ContainerRuntime(Message):
     name: str
+    options: AnyMessage | None = None
 
 
 class ContainerCreated(Message):

@@ -14,22 +14,15 @@ from pydantic import Field
 
 from shoal_bus.identifiers import Identifier
 from shoal_bus.message import Empty, Message, Request
-from shoal_bus.types import Filter, Labels
+from shoal_bus.types import AnyMessage, Filter, Labels
 from shoal_bus.verb import OperationVerb, StreamVerb, Verb, behaves
 
 SandboxState = Literal["created", "ready", "stopped"]
 
 
-class Packed(Message):
-    """A message of the type that `type_url` names, as protobuf's Any has it; kept, and never looked into."""
-
-    type_url: str
-    value: bytes = b""
-
-
 class SandboxRuntime(Message):
     name: str = ""
-    options: Packed | None = None
+    options: AnyMessage | None = None
 
 
 class Sandbox(Message):
@@ -37,9 +30,9 @@ class Sandbox(Message):
 
     id: str
     runtime: SandboxRuntime = SandboxRuntime()
-    spec: Packed | None = None
+    spec: AnyMessage | None = None
     labels: Labels = {}
-    extensions: dict[str, Packed] = {}
+    extensions: dict[str, AnyMessage] = {}
     sandboxer: str = ""
     """Which controller runs it."""
     created_at: datetime
@@ -54,9 +47,9 @@ class CreateSandbox(SandboxRequest):
     """`spec`, `options` and `extensions` are their owner's, in any encoding."""
 
     runtime: SandboxRuntime = SandboxRuntime()
-    spec: Packed | None = None
+    spec: AnyMessage | None = None
     labels: Labels = {}
-    extensions: dict[str, Packed] = {}
+    extensions: dict[str, AnyMessage] = {}
     sandboxer: str = ""
 
 

@@ -69,11 +69,13 @@ class RuncOptions(Message):
 class CreateTask(TaskRequest):
     """A task, created and not started. `rootfs` is what its snapshot's `Mount` list says.
 
-    `checkpoint` is the directory of a checkpoint to restore instead; `options` wins over the container's own.
+    `checkpoint` is the directory of a checkpoint to restore instead; `options` and `runtime` win over the container's
+    own.
     """
 
     rootfs: list[Mount] = []
     stdio: Stdio = Stdio()
+    runtime: str = ""
     options: RuncOptions | None = None
     checkpoint: str = ""
 
@@ -146,10 +148,11 @@ class ResizeTask(ProcessRequest):
 class UpdateTask(TaskRequest):
     """New limits: `resources` are OCI's (runtime-spec, config-linux.md#control-groups), as `{"memory": {"limit": …}}`.
 
-    They replace those fields in the container's specification, too, so that a next task has them.
+    They replace those fields in the container's specification, too, so that a next task has them, unless `once`.
     """
 
     resources: dict[str, Any]
+    once: bool = False
 
 
 class CheckpointTask(TaskRequest):

@@ -20,6 +20,7 @@ from shoal_bus.database import Database, Row, Transaction
 from shoal_bus.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
 from shoal_bus.message import Empty, Message, now, pack, unpack
 
+from shoal_runtime.containers import Containers
 from shoal_runtime.exits import Exits
 from shoal_runtime.groups import group_of
 
@@ -44,8 +45,10 @@ class SandboxStopped(Message):
 class SandboxController:
     """The sandboxes that run, in every namespace. `tell` passes an end on to the other copies of the service."""
 
-    def __init__(self, database: Database, exits: Exits, tell: Callable[[SandboxStopped], None]) -> None:
-        self._db, self._exits, self._tell = database, exits, tell
+    def __init__(
+        self, database: Database, containers: Containers, exits: Exits, tell: Callable[[SandboxStopped], None]
+    ) -> None:
+        self._db, self._containers, self._exits, self._tell = database, containers, exits, tell
         self._waiting: dict[tuple[str, str], set[asyncio.Future[api.SandboxStatus]]] = {}
 
     def wake(self, stopped: SandboxStopped) -> None:
@@ -173,12 +176,13 @@ class SandboxController:
                         await self._exits.wait(namespace, container)
 
     def _alive(self, namespace: str, id: str) -> list[str]:
+        """Which containers of a sandbox have a task that has begun, and hasn't ended."""
         rows = self._db.read(
-            "SELECT tasks.id, containers.spec FROM tasks JOIN containers USING (namespace, id)"
-            " WHERE tasks.namespace = ? AND tasks.exec_id = '' AND tasks.status NOT IN ('creating', 'stopped')",
+            "SELECT id FROM tasks WHERE namespace = ? AND exec_id = '' AND status NOT IN ('creating', 'stopped')",
             (namespace,),
         )
-        return [row["id"] for row in rows if group_of(unpack(row["spec"])) == id]
+        found = [self._containers.find(namespace, row["id"]) for row in rows]
+        return [one.id for one in found if one is not None and id in (one.sandbox, group_of(one.spec))]
 
     def _require(self, namespace: str, id: str) -> Row:
         row = self._db.read_one("SELECT * FROM running_sandboxes WHERE namespace = ? AND id = ?", (namespace, id))

@@ -169,7 +169,7 @@ class OciRuntime:
     def _error(self, verb: str, code: int, output: str) -> ShimError:
         self.failed = True
         told = " ".join(output.split())[-500:]
-        message = f"{os.path.basename(self.binary)} {verb}: {told or f'exit status {code}'}"
+        message = f"OCI runtime {verb} failed: {told or f'exit status {code}'}"  # containerd's words: clients know them
         if code < 0:  # somebody killed it: that says nothing of what was asked, and asking again may do it
             return ShimError(
                 "ABORTED", f"{os.path.basename(self.binary)} {verb}: killed by signal {-code}", "ask again"
