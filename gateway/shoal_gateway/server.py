@@ -39,6 +39,8 @@ PLUGINS = {
     "healthcheck": "",
     "introspection": "",
     "namespaces": "content",
+    "sandbox-controllers": "runtime",
+    "sandboxes": "runtime",
     "tasks": "runtime",
     "version": "",
 }
@@ -49,7 +51,7 @@ def servicers(node: Node, client: Client, live: LiveEvents, metrics: Metrics, ve
     """Every gRPC service of the gateway."""
     api: list[Servicer] = [
         Version(version),
-        Introspection(node, client.connection, PLUGINS),
+        Introspection(node, client, PLUGINS, version),
         Namespaces(),
         Containers(),
         Tasks(),

@@ -24,6 +24,7 @@ from shoal_runtime.restart.monitor import Monitor
 from shoal_runtime.restart.rows import Rows
 from shoal_runtime.restart.start import Starts
 from shoal_runtime.run import Runs
+from shoal_runtime.runtime_info import RuntimeInfos
 from shoal_runtime.sandboxes import controller as sandboxes
 from shoal_runtime.sandboxes.controller import SandboxController, SandboxStopped
 from shoal_runtime.sandboxes.store import SandboxStore
@@ -114,6 +115,7 @@ async def setup(process: Process) -> None:
     service.operate(api.TASK_RUN, runs.run, undo=runs.undo, lock=lambda r: lock_of(r.id))
     published = Published(database)
     service.handle(api.EVENT_PUBLISH, published.publish, lock=lambda _: PUBLISHED_LOCK, begins_itself=True)
+    service.handle(api.RUNTIME_INFO, RuntimeInfos(process.node.runtime).info)
     store = SandboxStore(database)
     service.handle(api.SANDBOX_CREATE, store.create, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
     service.handle(api.SANDBOX_GET, store.get)

@@ -108,6 +108,11 @@ from shoal_bus.api.runtime.runs import (
     RunProgress,
     RunTask,
 )
+from shoal_bus.api.runtime.runtimes import (
+    RUNTIME_INFO,
+    RuntimeInfo,
+    RuntimeInfoRequest,
+)
 from shoal_bus.api.runtime.sandboxes import (
     SANDBOX_CREATE,
     SANDBOX_DELETE,
@@ -188,6 +193,7 @@ __all__ = [
     "NODE_METRICS",
     "OPTIONS_TYPE",
     "RUNC_V2",
+    "RUNTIME_INFO",
     "SANDBOXES_CREATE",
     "SANDBOXES_EXIT",
     "SANDBOXES_START",
@@ -284,6 +290,8 @@ __all__ = [
     "RunSandbox",
     "RunTask",
     "RuncOptions",
+    "RuntimeInfo",
+    "RuntimeInfoRequest",
     "Sandbox",
     "SandboxCreated",
     "SandboxExited",
