@@ -63,8 +63,13 @@ def servicers(node: Node, client: Client, live: LiveEvents, metrics: Metrics, ve
 
 
 @asynccontextmanager
-async def serving(path: Path, services: Sequence[Servicer], client: Client, metrics: Metrics) -> AsyncIterator[None]:
-    """Serves on the Unix socket at `path` for a block. At its end the path goes, then calls may finish."""
+async def serving(
+    path: Path, services: Sequence[Servicer], client: Client, metrics: Metrics, *, owner: tuple[int, int] = (0, 0)
+) -> AsyncIterator[None]:
+    """Serves on the Unix socket at `path`, of the user and group `owner`, for a block.
+
+    At its end the path goes, then calls may finish.
+    """
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", LARGEST_REQUEST),
@@ -75,7 +80,7 @@ async def serving(path: Path, services: Sequence[Servicer], client: Client, metr
     server.add_generic_rpc_handlers([bind(one, client, metrics) for one in services])
     names = [one.service.full_name for one in services]
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-    listener = Listener(path)
+    listener = Listener(path, owner)
     with listener.binding() as address:
         try:
             server.add_insecure_port(address)
