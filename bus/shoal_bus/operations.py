@@ -39,13 +39,28 @@ class _Operation:
     version: int
     asked: float = field(default_factory=time.monotonic)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    progress: bytes = b""
     unwanted: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    _reported: Message | None = None
+    _packed: tuple[int, bytes] = (0, b"")
 
     def report(self, progress: Message) -> None:
-        self.progress, self.version = progress.pack(), self.version + 1
+        self._reported, self.version = progress, self.version + 1
         self.wake()
+
+    @property
+    def told(self) -> bool:
+        """Whether there has been any progress."""
+        return self._reported is not None
+
+    @property
+    def progress(self) -> bytes:
+        """What was reported last, as it is now; packed when somebody wants it: there are more reports than tellings."""
+        if self._reported is None:
+            return b""
+        if self._packed[0] != self.version:
+            self._packed = self.version, self._reported.pack()
+        return self._packed[1]
 
     def wake(self) -> None:
         self.changed.set()
@@ -193,16 +208,17 @@ class Operations:
             if found is not None and (answer := found.outcome()) is not None:
                 return answer, None
             waited = time.monotonic() - began
-            progress, version = b"", max(seen, 1)
+            version, told = max(seen, 1), False
             if operation is not None:
-                progress, version = operation.progress, operation.version
+                version, told = operation.version, operation.told
             elif found is not None:
-                progress, version = found.progress, found.version
+                version, told = found.version, bool(found.progress)
             elif waited > min(_BEGINNING_SECONDS, seconds):
                 raise _unknown(id)
-            news = version > seen and bool(progress)
+            news = told and version > seen
             if (news and waited >= quiet) or waited > seconds or self._draining.is_set():
-                return progress, version
+                shown = operation or found
+                return shown.progress if shown is not None else b"", version
             left = max(0.01, (min(quiet, seconds) if news else seconds) - waited)
             if changed is None:
                 await asyncio.sleep(min(left, _PROGRESS_SECONDS))

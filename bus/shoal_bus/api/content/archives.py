@@ -76,6 +76,7 @@ IMAGE_IMPORT = OperationVerb(
     ImportImages,
     ImportedImages,
     ArchiveProgress,
+    quiet_seconds=0.1,
     behaviour=behaves(
         "Takes the images of an archive, verifies and unpacks them.",
         "NOT_FOUND",
@@ -92,6 +93,7 @@ IMAGE_EXPORT = OperationVerb(
     ExportImages,
     ExportedImages,
     ArchiveProgress,
+    quiet_seconds=0.1,
     behaviour=behaves(
         "Writes images to an archive.",
         "NOT_FOUND",

@@ -42,6 +42,7 @@ IMAGE_CONVERT = OperationVerb(
     ConvertImage,
     Image,
     ConvertProgress,
+    quiet_seconds=0.1,
     behaviour=behaves(
         "Makes an image of another one: other compression, other media types.",
         "NOT_FOUND",

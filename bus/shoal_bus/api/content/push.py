@@ -66,6 +66,7 @@ IMAGE_PUSH = OperationVerb(
     PushImage,
     PushedImage,
     PushProgress,
+    quiet_seconds=0.1,
     behaviour=behaves(
         "Pushes an image to a registry: the blobs it doesn't have, then the manifests.",
         "NOT_FOUND",

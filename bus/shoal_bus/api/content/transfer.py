@@ -56,6 +56,7 @@ IMAGE_PULL = OperationVerb(
     PullImage,
     Image,
     PullProgress,
+    quiet_seconds=0.1,
     behaviour=behaves(
         "Fetches an image from its registry, verifies and unpacks it.",
         "NOT_FOUND",

@@ -135,6 +135,7 @@ IMAGE_UNPACK = OperationVerb(
     UnpackImage,
     UnpackedImage,
     UnpackProgress,
+    quiet_seconds=0.1,
     behaviour=behaves(
         "Unpacks an image whose blobs are here.", "NOT_FOUND", "DATA_LOSS", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"
     ),

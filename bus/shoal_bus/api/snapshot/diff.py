@@ -99,6 +99,7 @@ DIFF_APPLY = OperationVerb(
     ApplyLayer,
     AppliedLayer,
     ApplyProgress,
+    quiet_seconds=0.1,
     behaviour=behaves(
         "Applies a layer to a mounted snapshot.", "NOT_FOUND", "FAILED_PRECONDITION", "DATA_LOSS", "RESOURCE_EXHAUSTED"
     ),
@@ -110,6 +111,7 @@ SNAPSHOT_UNPACK = OperationVerb(
     UnpackLayer,
     SnapshotInfo,
     ApplyProgress,
+    quiet_seconds=0.1,
     behaviour=behaves(
         "Makes a layer a committed snapshot.", "NOT_FOUND", "FAILED_PRECONDITION", "DATA_LOSS", "RESOURCE_EXHAUSTED"
     ),
@@ -121,6 +123,7 @@ DIFF_COMPUTE = OperationVerb(
     ComputeDiff,
     ComputedDiff,
     ComputeProgress,
+    quiet_seconds=0.1,
     behaviour=behaves(
         "Makes a layer of what differs between two mounts, and a blob of that.",
         "NOT_FOUND",

@@ -22,7 +22,7 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -124,6 +124,15 @@ class _Hashed(NamedTuple):
     size: int
 
 
+class Whole(NamedTuple):
+    """An ingest that has all of its bytes, whose digest is right."""
+
+    namespace: str
+    ref: str
+    digest: str
+    size: int
+
+
 class Ingests:
     """The ingests of one node."""
 
@@ -131,6 +140,8 @@ class Ingests:
         self._db, self._layout, self._store = database, layout, store
         # By the file's name, which is never used twice: bytes that came through here needn't be read to be hashed.
         self._hashes: OrderedDict[str, _Hashed] = OrderedDict()
+        self._whole: list[tuple[Whole, asyncio.Future[None]]] = []
+        self._becoming: asyncio.Task[None] | None = None
 
     # -------------------------------------------------------------------------------------------------------- handlers
 
@@ -250,15 +261,62 @@ class Ingests:
         self._layout.ingest(row["file"]).unlink(missing_ok=True)
         return self._layout.ingest(file)
 
-    async def settle(self, namespace: str, ref: str, digest: str) -> None:
-        """Puts a whole and verified ingest on disk, in the place it will have as a blob, so that `commit` is quick."""
-        file = self._layout.ingest(self._row(namespace, ref)["file"])
-        await asyncio.to_thread(sync, file)
+    async def settle(self, *whole: Whole) -> None:
+        """Puts whole and verified ingests on disk, in the places they will have as blobs, so that `commit` is quick."""
+        files = [self._layout.ingest(self._row(one.namespace, one.ref)["file"]) for one in whole]
+        await asyncio.to_thread(_sync_all, files)
+        placed = set()
         with self._db.write() as tx:
-            tx.execute("UPDATE ingests SET placing = ? WHERE namespace = ? AND ref = ?", (digest, namespace, ref))
-            placed = self._store.place(tx, file, digest)
+            for one, file in zip(whole, files, strict=True):
+                tx.execute(
+                    "UPDATE ingests SET placing = ? WHERE namespace = ? AND ref = ?",
+                    (one.digest, one.namespace, one.ref),
+                )
+                if self._store.place(tx, file, one.digest):
+                    placed.add(self._layout.path(one.digest).parent)
         if placed:
-            await asyncio.to_thread(sync, self._layout.path(digest).parent)
+            await asyncio.to_thread(_sync_all, placed)
+
+    async def become_blob(self, whole: Whole) -> None:
+        """A whole and verified ingest becomes a blob, and is on disk then. What comes at once shares syncs and commit.
+
+        DATA_LOSS if it isn't whole after all. It goes on to its end when this is cancelled.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._whole.append((whole, done))
+        if self._becoming is None:
+            self._becoming = asyncio.create_task(self._become_blobs())
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait({done})
+            done.exception()  # nobody else asks for it
+            raise
+
+    async def _become_blobs(self) -> None:
+        try:
+            while self._whole:
+                await asyncio.sleep(0)  # others may be as far
+                batch, self._whole = self._whole, []
+                await self._become(batch)
+        finally:
+            self._becoming = None
+
+    async def _become(self, batch: Sequence[tuple[Whole, asyncio.Future[None]]]) -> None:
+        try:
+            await self.settle(*(whole for whole, _ in batch))
+            with self._db.write(durable=True) as tx:
+                for whole, _ in batch:
+                    self.commit(tx, whole.namespace, whole.ref, whole.digest, whole.size)
+        except Exception as error:  # noqa: BLE001 (it is who asked for that who is told)
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+                return
+            for one in batch:  # none has become a blob: each is told of its own error
+                await self._become([one])
+            return
+        for _, done in batch:
+            done.set_result(None)
 
     def commit(self, tx: Transaction, namespace: str, ref: str, digest: str, size: int) -> None:
         """A whole, verified and synced ingest becomes a blob. DATA_LOSS if it isn't whole after all."""
@@ -419,7 +477,7 @@ class Ingests:
         if expected and digest != expected:
             raise FailedPrecondition(f"ingest {request.ref}: its digest is {digest}, {expected} was announced")
         if not self._store.sees(ctx.namespace, digest):
-            await self.settle(ctx.namespace, request.ref, digest)
+            await self.settle(Whole(ctx.namespace, request.ref, digest, size))
         told = self._status(row, size).model_copy(update={"committed": digest})
         with self._db.write(durable=True) as tx:
             # Another ingest may have been faster with the same bytes.
@@ -481,6 +539,11 @@ _INSERT = (
     "INTO ingests (namespace, ref, file, total, expected, pull, labels, started_at, updated_at)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+
+
+def _sync_all(paths: Iterable[Path]) -> None:
+    for path in paths:
+        sync(path)
 
 
 def _algorithm(expected: str) -> str:

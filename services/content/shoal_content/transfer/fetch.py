@@ -18,7 +18,7 @@ from shoal_bus.image_reference import Reference
 from shoal_bus.locks import Locks
 from shoal_bus.types import Descriptor
 
-from shoal_content.blobs.ingests import PULL_REF, Ingests, Writer
+from shoal_content.blobs.ingests import PULL_REF, Ingests, Whole, Writer
 from shoal_content.blobs.store import Store
 from shoal_content.registry.resolver import Interrupted, Resolver
 from shoal_content.transfer.holds import Holds
@@ -160,9 +160,8 @@ class Fetcher:
         return self._ingests.begin(namespace, _ref(descriptor.digest), descriptor.digest, descriptor.size, pull, {})
 
     async def _commit(self, namespace: str, descriptor: Descriptor) -> None:
-        await self._ingests.settle(namespace, _ref(descriptor.digest), descriptor.digest)
-        with self._db.write(durable=True) as tx:
-            self._ingests.commit(tx, namespace, _ref(descriptor.digest), descriptor.digest, descriptor.size)
+        whole = Whole(namespace, _ref(descriptor.digest), descriptor.digest, descriptor.size)
+        await self._ingests.become_blob(whole)
 
 
 class _TooSlow(Exception):

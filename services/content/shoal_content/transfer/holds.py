@@ -48,13 +48,14 @@ class Holds:
         """Holds a blob that is there, or will be."""
         self._hold(pull, namespace, "", digest)
 
-    def hold_snapshot(self, pull: str, namespace: str, snapshotter: str, chain_id: str) -> None:
-        """Holds a snapshot. Whoever wants to know whether it is there asks afterwards: then it stays."""
-        self._hold(pull, namespace, snapshotter, chain_id)
+    def hold_snapshots(self, pull: str, namespace: str, snapshotter: str, *chain_ids: str) -> None:
+        """Holds snapshots. Whoever wants to know whether they are there asks afterwards: then they stay."""
+        self._hold(pull, namespace, snapshotter, *chain_ids)
 
-    def _hold(self, pull: str, namespace: str, snapshotter: str, key: str) -> None:
+    def _hold(self, pull: str, namespace: str, snapshotter: str, *keys: str) -> None:
         with self._db.write() as tx:
-            tx.execute("INSERT OR IGNORE INTO holds VALUES (?, ?, ?, ?)", (pull, namespace, snapshotter, key))
+            for key in keys:
+                tx.execute("INSERT OR IGNORE INTO holds VALUES (?, ?, ?, ?)", (pull, namespace, snapshotter, key))
 
     def succeed(self, tx: Transaction, pull: str, namespace: str, image: str, lease: str = "") -> None:
         """Hands what a pull held over to the image that it has just made, and ends it. NOT_FOUND for the lease."""

@@ -173,12 +173,12 @@ class _Pull:
             )
             for at, layer in enumerate(layers)
         ]
-        await gather(*(self._layer(at, unpack) for at, unpack in enumerate(unpacks)))
+        there = await self._unpacked(chain) if self._request.snapshotter else len(chain)
+        await gather(*(self._layer(at, unpack, there=at < there) for at, unpack in enumerate(unpacks)))
         self._pulls.following.forget(self._nonce)
 
-    async def _layer(self, at: int, unpack: snapshots.UnpackLayer) -> None:
-        """Fetches a layer and has it unpacked meanwhile, unless there is such a snapshot."""
-        there = not self._request.snapshotter or await self._hold_snapshot(unpack.name)
+    async def _layer(self, at: int, unpack: snapshots.UnpackLayer, *, there: bool) -> None:
+        """Fetches a layer and has it unpacked meanwhile, unless its snapshot is `there`, or none is wanted."""
         begun = asyncio.Event()
 
         def follow(file: Path) -> None:
@@ -224,13 +224,21 @@ class _Pull:
                 message = f"{self._wanted}: layer {request.descriptor.digest}: {error.message}"
                 raise type(error)(message, hint=error.hint) from None
 
-    async def _hold_snapshot(self, chain_id: str) -> bool:
-        """Holds a layer's snapshot; says whether it is there already."""
+    async def _unpacked(self, chain: Sequence[str]) -> int:
+        """Holds the layers' snapshots; says how many of them, from the lowest up, are there already."""
         snapshotter, namespace = self._request.snapshotter, self._ctx.namespace
-        # In this order: a collection that hasn't seen that it is held sees that it has been looked at.
-        self._pulls.holds.hold_snapshot(self._ctx.id, namespace, snapshotter, chain_id)
+        # In this order: a collection that hasn't seen that they are held sees that they have been looked at.
+        self._pulls.holds.hold_snapshots(self._ctx.id, namespace, snapshotter, *chain)
+        if chain and await self._is_there(chain[-1]):
+            return len(chain)  # and so are those that it lies on
+        for at, chain_id in enumerate(chain):
+            if not await self._is_there(chain_id):
+                return at
+        return 0
+
+    async def _is_there(self, chain_id: str) -> bool:
+        stat = snapshots.SNAPSHOT_STAT.on(self._request.snapshotter)
         try:
-            stat = snapshots.SNAPSHOT_STAT.on(snapshotter)
             await self._ctx.client.call(stat, snapshots.SnapshotRequest(key=chain_id), patience=30.0)
         except NotFound:
             return False

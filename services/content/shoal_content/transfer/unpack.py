@@ -76,7 +76,7 @@ class Unpacker:
     async def _hold(self, ctx: Context, snapshotter: str, chain_id: str) -> bool:
         """Holds a layer's snapshot; says whether it is there already."""
         # In this order: a collection that hasn't seen that it is held sees that it has been looked at.
-        self._holds.hold_snapshot(ctx.id, ctx.namespace, snapshotter, chain_id)
+        self._holds.hold_snapshots(ctx.id, ctx.namespace, snapshotter, chain_id)
         try:
             stat = snapshots.SNAPSHOT_STAT.on(snapshotter)
             await ctx.client.call(stat, snapshots.SnapshotRequest(key=chain_id), patience=30.0)
