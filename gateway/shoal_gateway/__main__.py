@@ -45,7 +45,7 @@ async def setup(process: Process) -> None:
 
         await stack.enter_async_context(serving_http(process.args.http, Endpoints(client, metrics)))
     owner = process.args.socket_uid, process.args.socket_gid
-    services = servicers(node, client, live, metrics, version)
+    services = servicers(node, client, live, metrics, version, snapshotter=process.args.snapshotter)
     await stack.enter_async_context(serving(address, services, client, metrics, owner=owner))
     await stack.enter_async_context(dispatching(process))
 

@@ -19,13 +19,16 @@ from shoal_gateway.containerd.introspection import Introspection
 from shoal_gateway.containerd.namespaces import Namespaces
 from shoal_gateway.containerd.sandbox_controller import SandboxController
 from shoal_gateway.containerd.sandbox_store import SandboxStore
+from shoal_gateway.containerd.streaming import Streaming
 from shoal_gateway.containerd.tasks import Tasks
+from shoal_gateway.containerd.transfer import Transfer
 from shoal_gateway.containerd.version import Version
 from shoal_gateway.health import Health
 from shoal_gateway.listener import Listener
 from shoal_gateway.live import LiveEvents
 from shoal_gateway.metrics import Metrics
 from shoal_gateway.rpc import Servicer, bind
+from shoal_gateway.streams import Streams
 
 log = structlog.get_logger(__name__)
 
@@ -41,14 +44,19 @@ PLUGINS = {
     "namespaces": "content",
     "sandbox-controllers": "runtime",
     "sandboxes": "runtime",
+    "streaming": "",
     "tasks": "runtime",
+    "transfer": "content",
     "version": "",
 }
 """The gRPC plugins that Introspection shows, and the service each of them needs."""
 
 
-def servicers(node: Node, client: Client, live: LiveEvents, metrics: Metrics, version: str) -> list[Servicer]:
-    """Every gRPC service of the gateway."""
+def servicers(
+    node: Node, client: Client, live: LiveEvents, metrics: Metrics, version: str, *, snapshotter: str = ""
+) -> list[Servicer]:
+    """Every gRPC service of the gateway. `snapshotter` is where transferred images go whose client doesn't say."""
+    streams = Streams()
     api: list[Servicer] = [
         Version(version),
         Introspection(node, client, PLUGINS, version),
@@ -58,6 +66,8 @@ def servicers(node: Node, client: Client, live: LiveEvents, metrics: Metrics, ve
         Events(live, metrics),
         SandboxStore(),
         SandboxController(),
+        Streaming(streams),
+        Transfer(streams, node.state, snapshotter),
     ]
     return [*api, Health(client.connection, [one.service.full_name for one in api])]
 
