@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shoal_bus import subjects
+from shoal_bus import reserve, subjects, wal_index
 from shoal_bus.errors import FailedPrecondition, ResourceExhausted
 from shoal_bus.events import Topic
 from shoal_bus.message import Message, now, pack
@@ -123,7 +123,18 @@ class Database:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.node, self.service = path, node, service
         self._on_emit: list[Callable[[], None]] = []
-        self._connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_SECONDS)
+        try:
+            self._open(migrations)
+        except sqlite3.OperationalError as error:
+            full = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+            if not full or not reserve.give(path):
+                raise
+            self._open(migrations)
+        reserve.take(path)
+
+    def _open(self, migrations: Sequence[str]) -> None:
+        wal_index.prepare(self.path)
+        self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_SECONDS)
         self._connection.row_factory = sqlite3.Row
         try:
             self._set_wal()
@@ -197,7 +208,8 @@ class Database:
             self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('schema', ?)", (str(len(migrations)),))
             self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a full disk has rolled it back already
+                self._connection.execute("ROLLBACK")
             raise
 
     def _begin_epoch(self) -> tuple[str, str]:

@@ -162,8 +162,9 @@ def _from_os_error(error: OSError) -> ShoalError:
 
 
 def _from_sqlite_error(error: sqlite3.Error) -> ShoalError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
-    if code == sqlite3.SQLITE_FULL:
+    extended = getattr(error, "sqlite_errorcode", 0)
+    code = extended & 0xFF  # the primary code
+    if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
         return ResourceExhausted("no space left for the service's database", hint="free some space and try again")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Unavailable("the service's database is busy", hint="try again")

@@ -32,15 +32,18 @@ def generated_name() -> str:
     return f"{secrets.choice(_LEFT)}-{secrets.choice(_RIGHT)}-{secrets.token_hex(2)}"
 
 
-async def ensure_image(client: Client, name: str, *, plain_http: bool, platform: str) -> str:
-    """The image's full name; pulled first, and said so, where it isn't there."""
+async def ensure_image(client: Client, name: str, *, plain_http: bool, platform: str, lease: str = "") -> str:
+    """The image's full name; pulled first, and said so, where it isn't there. A `lease` holds it."""
     full = normalise(name)
     try:
-        await client.call(content.IMAGE_GET, content.ImageRequest(name=full))
+        image = await client.call(content.IMAGE_GET, content.ImageRequest(name=full))
     except NotFound:
         tell(f"{full}: not here yet, pulling it\n")
         request = content.PullImage(name=full, platform=platform, plain_http=plain_http)
-        return (await pull(client, request)).name
+        return (await pull(client.with_lease(lease), request)).name
+    if lease:
+        held = {"lease": lease, "type": "content", "id": image.target.digest}  # which leads to all of it
+        await client.call(content.LEASE_ADD, content.ChangeLease.of(held))
     return full
 
 

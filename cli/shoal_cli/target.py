@@ -40,13 +40,16 @@ class Target:
         return find(nats_url=self.nats_url, state=self.state, name=self.node)
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
-        """A client of that node and namespace, connected for the length of the block."""
+    async def client(self, *, lease: str = "") -> AsyncIterator[Client]:
+        """A client of that node and namespace, connected for the length of the block.
+
+        What is made through it belongs to `lease`, if there is one.
+        """
         from shoal_bus.client import Client
 
         node = self.find()
         async with Client.open(node.address, node.name, self.namespace, name="shoal") as client:
-            yield client
+            yield client.with_lease(lease) if lease else client
 
 
 def _options(

@@ -159,6 +159,28 @@ async def test_an_apply_survives_a_kill_at_any_moment(node: TestNode, client: Cl
 
 
 @pytest.mark.timeout(180)
+async def test_an_apply_onto_a_whole_tree_survives_a_kill_at_any_moment(
+    node: TestNode, client: Client, tmp_path: Path
+) -> None:
+    """Whoever takes it up applies it once more, over what was written."""
+    path, blob, diff_id = write_blob(tmp_path, LAYER)
+    prepare, commit = api.SNAPSHOT_PREPARE.on("native"), api.SNAPSHOT_COMMIT.on("native")
+    below = (await client.call(prepare, api.PrepareSnapshot(key="below"))).mounts
+    (Path(below[0].source) / "of-the-parent").touch()
+    await client.call(commit, api.CommitSnapshot(key="below", name="one"))
+    for number, delay in enumerate(DELAYS):
+        mounts = (await client.call(prepare, api.PrepareSnapshot(key=f"k{number}", parent="one"))).mounts
+        request = api.ApplyLayer(descriptor=blob, path=str(path), mounts=mounts)
+        applying = asyncio.create_task(client.operate(api.DIFF_APPLY, request, timeout=60, patience=20))
+        await asyncio.sleep(delay)
+        node.of("snapshot").kill()
+        node.of("snapshot").start()
+        assert (await applying).descriptor.digest == diff_id
+        assert len(listing(Path(mounts[0].source))) == 1_503
+        await client.call(commit, api.CommitSnapshot(key=f"k{number}", name=f"done-{number}"))
+
+
+@pytest.mark.timeout(180)
 async def test_lives_survive_kills_at_any_moment(node: TestNode, client: Client) -> None:
     """Many short lives at once, while one of two copies and then the other is killed and started again."""
     node.start("snapshot")

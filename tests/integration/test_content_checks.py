@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from shoal_bus.api import content, snapshot
 from shoal_bus.client import Client
 from shoal_bus.connection import Connection
@@ -15,6 +17,7 @@ from shoal_bus.errors import AlreadyExists, FailedPrecondition, NotFound
 
 from tests.integration.test_content_archives import blobs, load, save
 from tests.support.archives import layout, tar
+from tests.support.content_proxy import proxy
 from tests.support.images import Image, Layer, digest_of, file, push
 from tests.support.natsd import NatsServer
 from tests.support.node import TestNode
@@ -242,6 +245,33 @@ async def test_pull_of_all_platforms_needs_none_of_the_nodes_own(
     await client.operate(content.IMAGE_PULL, content.PullImage(name=name, all_platforms=True))
     assert [one.complete for one in (await check(client, name)).platforms] == [True, True]
     assert await client.collect(snapshot.SNAPSHOT_LIST, snapshot.ListSnapshots()) == []
+
+
+async def test_progress_shows_what_is_fetched_for_other_platforms(
+    client: Client, node: TestNode, registry: Registry
+) -> None:
+    shared = Layer([file("of-both", b"x" * 9999)])
+    both = [Image.build([shared, Layer([file(one)])], architecture=one) for one in ("amd64", "s390x")]
+    name = push(Image.index(both), registry.host, "shown")
+    told: list[content.PullProgress] = []
+    last = both[1].layers[1]
+
+    async def held(request: web.Request) -> web.StreamResponse | None:
+        if request.path.endswith(last):
+            async with asyncio.timeout(20):
+                while not any(len(one.layers) == 3 and one.layers[2].state == "waiting" for one in told):
+                    await asyncio.sleep(0.01)
+        return None
+
+    async with proxy(registry.host) as between:
+        between.hook = held
+        request = content.PullImage(name=name.replace(registry.host, between.host), all_platforms=True)
+        await client.operate(content.IMAGE_PULL, request, on_progress=told.append)
+    most = next(one for one in told if len(one.layers) == 3)
+    assert [one.digest for one in most.layers] == [*both[0].layers, last], "a shared layer is one"
+    assert [one.state for one in most.layers[:2]] == ["done", "done"]
+    assert most.bytes_total == sum(one.size for one in most.layers)
+    assert (most.state, most.bytes_done) == ("fetching", most.bytes_total - most.layers[2].size)
 
 
 async def test_artifact_is_pulled_and_not_unpacked(client: Client, node: TestNode, registry: Registry) -> None:

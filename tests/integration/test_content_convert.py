@@ -16,7 +16,7 @@ from shoal_bus.connection import Connection
 from shoal_bus.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 
 from tests.integration.test_content_archives import blobs, leftovers, load, save, skopeo
-from tests.support.archives import layout, tar
+from tests.support.archives import blob, layout, tar
 from tests.support.images import Flavour, Image, Layer, digest_of, directory, file
 from tests.support.natsd import NatsServer
 from tests.support.node import TestNode
@@ -124,6 +124,81 @@ async def test_of_an_index_one_platform_is_converted_or_all(client: Client, node
     document = json.loads(await bytes_of(client, every.target.digest))
     assert [entry["platform"]["architecture"] for entry in document["manifests"]] == ["arm64", "amd64", "s390x"]
     assert document["manifests"][0]["digest"] == alone.target.digest
+
+
+def attestation(of: Image, *, subject: bool) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """An attestation of an image as BuildKit makes it: its entry in the index, and its blobs."""
+    statement = json.dumps({"predicateType": "https://slsa.dev/provenance/v0.2", "of": of.digest}).encode()
+    config = b"{}" if subject else json.dumps({"architecture": "unknown", "os": "unknown"}).encode()
+    config_type = "application/vnd.oci.empty.v1+json" if subject else "application/vnd.oci.image.config.v1+json"
+    document: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": config_type, "digest": digest_of(config), "size": len(config)},
+        "layers": [
+            {"mediaType": "application/vnd.in-toto+json", "digest": digest_of(statement), "size": len(statement)}
+        ],
+    }
+    if subject:
+        document["artifactType"] = "application/vnd.docker.attestation.manifest.v1+json"
+        document["subject"] = {"mediaType": of.media_type, "digest": of.digest, "size": len(of.manifest)}
+    data = json.dumps(document).encode()
+    entry = {
+        "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest_of(data), "size": len(data),
+        "annotations": {
+            "vnd.docker.reference.digest": of.digest, "vnd.docker.reference.type": "attestation-manifest",
+        },
+        "platform": {"architecture": "unknown", "os": "unknown"},
+    }  # fmt: skip
+    return entry, {digest_of(one): one for one in (statement, config, data)}
+
+
+@pytest.mark.parametrize("subject", [False, True], ids=["BuildKit's own", "OCI's subject"])
+async def test_attestations_come_along_and_are_about_what_their_image_became(
+    client: Client, node: TestNode, tmp_path: Path, subject: bool
+) -> None:
+    platforms = [
+        Image.build([Layer([file("arch", one.encode() * 999)], "none")], architecture=one) for one in ("arm64", "amd64")
+    ]
+    index = Image.index(platforms)
+    document = json.loads(index.manifest)
+    more: dict[str, bytes] = {}
+    for one in platforms:
+        entry, blobs_of = attestation(one, subject=subject)
+        document["manifests"].append(entry)
+        more |= blobs_of
+    whole = Image(index.media_type, json.dumps(document).encode(), platforms=platforms)
+    entries = [blob(data, digest) for digest, data in more.items()]
+    await load(client, node, tar(layout({NAME: whole}, more=entries)), all_platforms=True)
+
+    made = await convert(client, compression="gzip", all_platforms=True)
+    found = json.loads(await bytes_of(client, made.target.digest))["manifests"]
+    assert [one["platform"]["architecture"] for one in found] == ["arm64", "amd64", "unknown", "unknown"]
+    for image, attests, old in zip(found[:2], found[2:], document["manifests"][2:], strict=True):
+        assert attests["annotations"] == {
+            "vnd.docker.reference.digest": image["digest"], "vnd.docker.reference.type": "attestation-manifest",
+        }  # fmt: skip
+        manifest = json.loads(await bytes_of(client, attests["digest"]))
+        before = json.loads(await bytes_of(client, old["digest"]))
+        if subject:
+            assert manifest["subject"]["digest"] == image["digest"]
+            assert attests["digest"] != old["digest"]
+        else:
+            assert attests["digest"] == old["digest"]
+        assert manifest["layers"] == before["layers"], "what was said is said"
+
+    alone = await convert(client, compression="gzip", platform="linux/arm64", snapshotter="")
+    [image, attests] = json.loads(await bytes_of(client, alone.target.digest))["manifests"]
+    assert (image["digest"], attests["digest"]) == (found[0]["digest"], found[2]["digest"])
+    await client.call(content.IMAGE_DELETE, content.DeleteImage(name=NAME, sync=True))
+    check = await client.call(content.IMAGE_CHECK, content.CheckImage(name=MADE))
+    assert [one.kind for one in check.platforms if one.complete] == ["image", "attestation"]
+    skopeo(
+        "copy", "--all", f"oci-archive:{await save(client, node, tmp_path / 'a.tar', MADE, all_platforms=True)}",
+        f"dir:{tmp_path / 'copied'}",
+    )  # fmt: skip
+    await client.call(content.IMAGE_DELETE, content.DeleteImage(name=MADE, sync=True))
+    assert await blobs(client) == set()
 
 
 async def test_what_cant_be_converted_is_told_and_leaves_nothing(client: Client, node: TestNode) -> None:

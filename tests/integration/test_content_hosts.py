@@ -298,6 +298,61 @@ async def test_without_ca_or_client_certificate_it_isnt_reached(
             await reaches(certs, secured, text)
 
 
+async def answers(certs: Path, registry: Registry) -> None:
+    async with resolver(certs, registry.host) as opened:
+        with pytest.raises(NotFound):
+            await opened.resolve(Reference(registry.host, "team/app", "v1"))
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1:{}", "127.0.0.1_{}_", "_default"])
+@pytest.mark.parametrize("beside", ["no hosts.toml", "an empty one"])
+async def test_a_directory_of_certificates_is_read_as_docker_reads_it(
+    certs: Path, secured: Registry, authority: Authority, name: str, beside: str
+) -> None:
+    client = authority.sign("client", usage="clientAuth")
+    place = certs / name.format(secured.port)
+    place.mkdir()
+    if beside == "an empty one":
+        (place / "hosts.toml").touch()
+    (place / "ca.crt").write_text(authority.certificate.read_text())
+    (place / "unrelated.pem").write_text("neither")
+    (place / "sub.crt").mkdir()
+    with pytest.raises(Unavailable):
+        await answers(certs, secured)  # it wants to know who asks
+    (place / "mine.cert").write_text(client.certificate.read_text())
+    (place / "mine.key").write_text(client.key.read_text())
+    await answers(certs, secured)
+    (place / "mine.key").unlink()
+    (place / "mine.cert").write_text(client.certificate.read_text() + client.key.read_text())
+    await answers(certs, secured)
+    (place / "ca.crt").unlink()
+    with pytest.raises(Unavailable, match="certificate isn't trusted"):
+        await answers(certs, secured)
+
+
+async def test_certificates_that_cannot_be_used_are_named(certs: Path, secured: Registry, authority: Authority) -> None:
+    place = certs / secured.host
+    place.mkdir()
+    (place / "mine.cert").write_text(authority.sign("client", usage="clientAuth").certificate.read_text())
+    with pytest.raises(FailedPrecondition, match=f"{place}: mine.cert: not a certificate in PEM form with its own key"):
+        await answers(certs, secured)
+    (place / "mine.cert").unlink()
+    (place / "ca.crt").write_text("nothing")
+    with pytest.raises(FailedPrecondition, match=f"{place}: ca.crt: no certificates in PEM form"):
+        await answers(certs, secured)
+
+
+async def test_the_first_directory_is_the_one(certs: Path, registry: Registry, image: Image) -> None:
+    """As containerd has it: one for a registry keeps the defaults from it, also when it is empty."""
+    configure(certs, f'server = "http://{registry.host}"', "_default")
+    async with resolver(certs) as opened:
+        assert (await opened.resolve(REFERENCE))[0].digest == image.digest
+    (certs / NAME).mkdir()
+    async with resolver(certs) as opened:
+        with pytest.raises(Unavailable, match=NAME):
+            await opened.resolve(REFERENCE)
+
+
 async def test_skip_verify_reaches_what_isnt_trusted(certs: Path, tmp_path: Path, authority: Authority) -> None:
     pair = authority.sign("unverified")
     with running(tmp_path / "unverified", tls=(pair.certificate, pair.key)) as started:

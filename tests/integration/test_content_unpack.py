@@ -292,10 +292,10 @@ async def test_a_registry_that_drips_is_given_up(
         async with HttpResolver(wanted) as resolver:
             fetcher = fetch.Fetcher(database, store, ingests, holds, locks)
             with pytest.raises(Unavailable, match="too slowly"):
-                await fetcher.fetch("pull", "default", resolver, wanted, layer, lambda _: None)
+                await fetcher.fetch("pull", "default", resolver, wanted, layer, asyncio.Semaphore(1), lambda _: None)
             assert len(between.blob_requests(digest)) == 2
             between.hook = None
-            assert await fetcher.fetch("pull", "default", resolver, wanted, layer, lambda _: None)
+            assert await fetcher.fetch("pull", "default", resolver, wanted, layer, asyncio.Semaphore(1), lambda _: None)
         assert between.blob_requests(digest)[-1].range.startswith("bytes=")  # what had come was kept
     finally:
         locks.close()

@@ -175,7 +175,8 @@ async def test_a_compute_that_nobody_wants_leaves_nothing(node: TestNode, client
     async with asyncio.timeout(20):
         while await ingests(client):
             await asyncio.sleep(0.02)
-    assert [p for p in psutil.Process(node.of("snapshot").pid).children() if "shoal_snapshot.work" in p.cmdline()] == []
+    below = psutil.Process(node.of("snapshot").pid).children(recursive=True)
+    assert [p for p in below if p.name() == "shoal-worker"] == [], "it went with its work"
 
 
 async def test_a_snapshot_that_goes_while_it_is_read_makes_no_layer(client: Client) -> None:

@@ -9,14 +9,15 @@ import stat
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from shoal_bus.api import snapshot as api
 from shoal_bus.errors import AlreadyExists, FailedPrecondition, Internal, ResourceExhausted
-from shoal_snapshot import worker
 from shoal_snapshot.copying import copy_tree
 from shoal_snapshot.native import Native
 from shoal_snapshot.snapshots import Snapshots
 from shoal_snapshot.snapshotter import Snapshotter
+from shoal_snapshot.worker import Works
 
 from tests.support.disks import MIB, disk, xfs
 from tests.support.snapshotter_suite import SnapshotterSuite, context, listing, mounted
@@ -211,6 +212,7 @@ async def test_a_copy_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
             assert made.snapshotter.ids() == {1}
             assert made.records.makings() == set()
             assert os.statvfs(place).f_bavail * os.statvfs(place).f_frsize > 8 * MIB
+        await made.snapshotter.close()
         database.close()
 
 
@@ -220,12 +222,20 @@ async def test_a_workers_death_is_told(tmp_path: Path) -> None:
     target.mkdir()
     for number in range(20_000):
         (source / f"{number}").touch()
-    copying = asyncio.create_task(worker.run("copy", {"source": str(source), "target": str(target)}))
+    works = Works()
+    copying = asyncio.create_task(works.copy(str(source), str(target)))
     async with asyncio.timeout(10):
         while not any(target.iterdir()):
             await asyncio.sleep(0.001)
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    workers = [pid for pid in children if b"shoal_snapshot.work" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(int(workers[0]), 9)
+    (worker,) = [p for p in psutil.Process().children(recursive=True) if p.name() == "shoal-worker"]
+    worker.kill()
     with pytest.raises(Internal, match="killed by signal 9"):
         await copying
+    small, again = tmp_path / "small", tmp_path / "again"
+    for one in (small, again):
+        one.mkdir()
+    (small / "file").touch()
+    await works.copy(str(small), str(again))
+    assert (again / "file").exists(), "by another one"
+    await works.close()
+    assert [p for p in psutil.Process().children(recursive=True) if p.name().startswith("shoal-")] == []

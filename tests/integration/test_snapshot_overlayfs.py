@@ -99,7 +99,10 @@ def layer_of(directory: Path, lower: list[Mount], upper: list[Mount]) -> list[st
     file = directory / "layer"
     output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     mounts = {"lower": [m.model_dump() for m in lower], "upper": [m.model_dump() for m in upper]}
-    compute({**mounts, "compression": "none"}, lambda _: None, output)
+    try:
+        compute({**mounts, "compression": "none"}, lambda _: None, output)
+    finally:
+        os.close(output)
     with tarfile.open(file) as archive:
         return [member.name + ("/" if member.isdir() else "") for member in archive]
 

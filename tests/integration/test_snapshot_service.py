@@ -188,9 +188,42 @@ async def test_a_failed_apply_empties_what_was_empty(node: TestNode, client: Cli
         await client.operate(api.DIFF_APPLY, request)
     assert list(Path(mounts[0].source).iterdir()) == []
     await client.operate(api.DIFF_APPLY, request.model_copy(update={"diff_id": None}))
-    with pytest.raises(FailedPrecondition):
-        await client.operate(api.DIFF_APPLY, request)
-    assert sorted(p.name for p in Path(mounts[0].source).iterdir()) == ["a", "d"]
+    await client.call(api.SNAPSHOT_COMMIT, api.CommitSnapshot(key="c", name="one"))
+
+
+@pytest.mark.parametrize("on", ["overlayfs", "native"])
+async def test_a_snapshot_with_a_part_of_a_layer_is_looked_at_and_removed_and_nothing_else(
+    node: TestNode, client: Client, tmp_path: Path, on: str
+) -> None:
+    prepare, commit, remove = (verb.on(on) for verb in (api.SNAPSHOT_PREPARE, api.SNAPSHOT_COMMIT, api.SNAPSHOT_REMOVE))
+    base, base_blob, _ = write_blob(tmp_path, Layer([file("base")]))
+    path, blob, _ = write_blob(tmp_path, Layer([file("a"), file("base", b"changed")]))
+
+    async def prepared(key: str) -> api.ApplyLayer:
+        """What applies the second layer to a new snapshot that has the first one."""
+        mounts = (await client.call(prepare, api.PrepareSnapshot(key=key))).mounts
+        await client.operate(api.DIFF_APPLY, api.ApplyLayer(descriptor=base_blob, path=str(base), mounts=mounts))
+        return api.ApplyLayer(descriptor=blob, path=str(path), mounts=mounts)
+
+    request = await prepared("broken")
+    nowhere = request.model_copy(update={"path": f"{path}x"})
+    with pytest.raises(NotFound):
+        await client.operate(api.DIFF_APPLY, nowhere)  # changes nothing, and spoils nothing
+    with pytest.raises(FailedPrecondition, match="diff ID"):
+        await client.operate(api.DIFF_APPLY, request.model_copy(update={"diff_id": images.digest_of(b"other")}))
+    for verb, again in ((api.DIFF_APPLY, request), (commit, api.CommitSnapshot(key="broken", name="one"))):
+        asked = client.operate(verb, again) if verb is api.DIFF_APPLY else client.call(verb, again)  # type: ignore[arg-type,type-var]
+        with pytest.raises(FailedPrecondition, match="snapshot broken: holds only a part of a layer") as error:
+            await asked
+        assert error.value.hint == "remove it, and prepare another one"
+    with mounted(request.mounts, tmp_path) as root:
+        assert (root / "a").exists()
+    await client.call(remove, api.SnapshotRequest(key="broken"))
+    await client.operate(api.DIFF_APPLY, await prepared("broken"))
+    await client.call(commit, api.CommitSnapshot(key="broken", name="one"))
+    view = await client.call(api.SNAPSHOT_VIEW.on(on), api.PrepareSnapshot(key="look", parent="one"))
+    with mounted(view.mounts, tmp_path) as root:
+        assert {p.name: p.read_bytes() for p in root.iterdir()} == {"a": b"", "base": b"changed"}
 
 
 async def test_layers_go_into_active_snapshots_of_the_namespace_alone(

@@ -23,6 +23,7 @@ async def setup(process: Process) -> None:
     pool = Pool()
     process.stack.push_async_callback(pool.close)
     process.stack.push_async_callback(snapshots.settled)
+    process.stack.push_async_callback(snapshots.snapshotter.close)
     register(
         process.service("a snapshotter elsewhere"),
         snapshots,

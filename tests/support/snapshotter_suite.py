@@ -420,6 +420,7 @@ class SnapshotterSuite(SnapshotterClaims):
         made = Snapshots(database, self.snapshotter(root))
         yield made
         await made.settled()
+        await made.snapshotter.close()
         database.close()
         assert mounts_below(str(tmp_path)) == []
 

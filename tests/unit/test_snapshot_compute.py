@@ -46,7 +46,10 @@ def layer_of(
     file = directory / f"layer-{random.getrandbits(40):x}"
     output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     arguments = {"lower": lower, "upper": upper, "compression": "none", **more}
-    told = compute(arguments, lambda _: None, output)
+    try:
+        told = compute(arguments, lambda _: None, output)
+    finally:
+        os.close(output)
     data = file.read_bytes()
     file.unlink()
     assert (told["size"], told["digest"]) == (len(data), images.digest_of(data))

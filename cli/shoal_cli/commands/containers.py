@@ -51,6 +51,9 @@ async def run(
     label: Annotated[list[str] | None, typer.Option("--label", "-l", help="KEY=VALUE.")] = None,
     platform: Annotated[str, PLATFORM] = "",
     plain_http: Annotated[bool, PLAIN_HTTP] = False,
+    lease: Annotated[
+        str, typer.Option("--lease", help="A lease: it holds the image, until it ends.", show_default=False)
+    ] = "",
 ) -> int:
     """Run a container; exits with its status, or with 125 when shoal failed.
 
@@ -79,7 +82,7 @@ async def run(
 
         RunTask.of({"image": image, **wanted})  # before anything is pulled for it
         async with target.client() as client:
-            full = await running.ensure_image(client, image, plain_http=plain_http, platform=platform)
+            full = await running.ensure_image(client, image, plain_http=plain_http, platform=platform, lease=lease)
             request = RunTask.of({"image": full, **wanted})
             fifos = Fifos(target.find().state, target.namespace)
             if detach:

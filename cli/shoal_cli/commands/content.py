@@ -86,6 +86,9 @@ async def put(
     temporary: Annotated[
         bool, typer.Option("--temporary", help="Let it be collected as garbage unless something refers to it.")
     ] = False,
+    lease: Annotated[
+        str, typer.Option("--lease", help="A lease that holds it until it ends, instead.", show_default=False)
+    ] = "",
 ) -> None:
     """Write a blob; prints its digest. It stays until it is removed, by the label containerd.io/gc.root."""
     from contextlib import ExitStack
@@ -103,10 +106,10 @@ async def put(
         expected = expected and check_digest(expected)
     except ValueError as error:
         raise InvalidArgument(f"--expected: {error}") from None
-    kept = {} if temporary else {GC_ROOT: datetime.now(UTC).isoformat(timespec="seconds")}
+    kept = {} if temporary or lease else {GC_ROOT: datetime.now(UTC).isoformat(timespec="seconds")}
     with ExitStack() as stack:
         bytes_ = stack.enter_context(source(file))
-        async with target.client() as client:
+        async with target.client(lease=lease) as client:
             digest = await upload(client, bytes_, ref=ref, expected=expected, labels=kept | labels(label or []))
     if target.json:
         print_json({"digest": digest})

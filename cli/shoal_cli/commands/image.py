@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shoal_cli.commands.images import PLATFORM, SNAPSHOTTER
+from shoal_cli.commands.images import LEASE, PLATFORM, SNAPSHOTTER
 from shoal_cli.target import Target, client_command
 
 app = typer.Typer(help="Look closely at images: what of them is here, what they take, what is in them.")
@@ -157,6 +157,7 @@ async def unpack(
     image: Annotated[str, IMAGE],
     platform: Annotated[str, PLATFORM] = "",
     snapshotter: Annotated[str, SNAPSHOTTER] = "overlayfs",
+    lease: Annotated[str, LEASE] = "",
 ) -> None:
     """Unpack an image that is only stored."""
     from shoal_bus.api import content
@@ -166,7 +167,7 @@ async def unpack(
     from shoal_cli.signals import interruptible
 
     request = content.UnpackImage(name=normalise(image), platform=platform, snapshotter=snapshotter)
-    async with target.client() as client:
+    async with target.client(lease=lease) as client:
         unpacked = await interruptible(client.operate(content.IMAGE_UNPACK, request))
     if target.json:
         print_json(unpacked)

@@ -22,6 +22,9 @@ USER = typer.Option(
 )
 SNAPSHOTTER = typer.Option(help="Where layers are unpacked to.")
 NO_UNPACK = typer.Option("--no-unpack", help="Store the image, and unpack nothing.")
+LEASE = typer.Option(
+    "--lease", help="A lease (see `shoal lease`): it holds what this makes, until it ends.", show_default=False
+)
 QUIET = typer.Option("--quiet", "-q", help="No progress.")
 
 
@@ -34,6 +37,7 @@ async def pull(
     all_platforms: Annotated[bool, ALL_PLATFORMS] = False,
     plain_http: Annotated[bool, PLAIN_HTTP] = False,
     user: Annotated[str, USER] = "",
+    lease: Annotated[str, LEASE] = "",
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Pull an image from its registry and unpack it."""
@@ -45,7 +49,7 @@ async def pull(
     from shoal_cli.reference import normalise
 
     name = normalise(image)
-    async with target.client() as client:
+    async with target.client(lease=lease) as client:
         credential = await sealed(client, user, name)
         request = content.PullImage(
             name=name, platform=platform, all_platforms=all_platforms, plain_http=plain_http, credential=credential
@@ -154,6 +158,7 @@ async def load(
     snapshotter: Annotated[str, SNAPSHOTTER] = "overlayfs",
     no_unpack: Annotated[bool, NO_UNPACK] = False,
     label: Annotated[list[str] | None, typer.Option("--label", "-l", help="KEY=VALUE for the images.")] = None,
+    lease: Annotated[str, LEASE] = "",
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Load images from an archive: an OCI image layout, or what `docker save` writes, compressed or not."""
@@ -170,7 +175,7 @@ async def load(
             archive=archive, base_name=base_name, digests=digests, platform=platform, all_platforms=all_platforms,
             snapshotter="" if no_unpack else snapshotter, labels=given,
         )  # fmt: skip
-        async with target.client() as client:
+        async with target.client(lease=lease) as client:
             loaded = await interruptible(
                 client.operate(
                     content.IMAGE_IMPORT,
@@ -236,6 +241,7 @@ async def convert(
     oci: Annotated[bool, typer.Option("--oci", help="OCI's media types instead of Docker's.")] = False,
     platform: Annotated[str, PLATFORM] = "",
     all_platforms: Annotated[bool, ALL_PLATFORMS] = False,
+    lease: Annotated[str, LEASE] = "",
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Make an image of another one, of the same files: other compression, other media types."""
@@ -257,7 +263,7 @@ async def convert(
             "oci": oci, "platform": platform, "all_platforms": all_platforms,
         }
     )  # fmt: skip
-    async with target.client() as client:
+    async with target.client(lease=lease) as client:
         with Bar(quiet=quiet or target.json) as bar:
             made = await interruptible(
                 client.operate(

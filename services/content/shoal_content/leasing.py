@@ -6,12 +6,17 @@ from shoal_bus.database import Transaction
 from shoal_bus.errors import NotFound
 
 
+def require(tx: Transaction, namespace: str, lease: str) -> None:
+    """Raises NOT_FOUND for a lease that isn't there; nothing happens without one."""
+    if lease and not tx.execute("SELECT 1 FROM leases WHERE namespace = ? AND id = ?", (namespace, lease)).fetchone():
+        raise NotFound(f"lease {lease}: not found", hint="it may have expired")
+
+
 def attach(tx: Transaction, namespace: str, lease: str, type: str, id: str) -> None:
     """Adds a resource to a lease, in the transaction that makes it; nothing happens without a lease. NOT_FOUND."""
     if not lease:
         return
-    if tx.execute("SELECT 1 FROM leases WHERE namespace = ? AND id = ?", (namespace, lease)).fetchone() is None:
-        raise NotFound(f"lease {lease}: not found", hint="it may have expired")
+    require(tx, namespace, lease)
     tx.execute("INSERT OR IGNORE INTO lease_resources VALUES (?, ?, ?, ?)", (namespace, lease, type, id))
 
 

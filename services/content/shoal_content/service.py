@@ -130,20 +130,17 @@ async def setup(process: Process) -> None:
     service.handle(api.NAMESPACE_DELETE, namespaces.delete, lock=lambda r: f"namespace/{r.name}")
     reconcile(database, layout, holds, following, scrub)
     claims.reconcile()
-    service.background(_sweep(holds, stagings, following, ingests, claims, collector), "sweep")
+    service.background(_sweep(holds, stagings, following, claims, collector), "sweep")
     service.background(collector.run_for_ever(), "collection")
     service.background(scrub.run(), "scrub")
 
 
-async def _sweep(
-    holds: Holds, stagings: Stagings, following: Following, ingests: Ingests, claims: Claims, collector: Collector
-) -> None:
+async def _sweep(holds: Holds, stagings: Stagings, following: Following, claims: Claims, collector: Collector) -> None:
     """Now and then, removes what has expired, and undoes what couldn't be undone when it failed."""
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         try:
             claims.expire()
-            ingests.expire()
             undo_dead_pulls(holds)
             following.sweep()
             await stagings.sweep()

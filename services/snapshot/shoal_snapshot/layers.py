@@ -197,25 +197,35 @@ class Layers:
     async def apply(self, ctx: Context, request: ApplyLayer) -> AppliedLayer:
         """Applies a layer to what `mounts` describe: an active snapshot of this snapshotter and this namespace.
 
-        It is written to the snapshot's own directory. One that was empty is empty again if this fails.
+        It is written to the snapshot's own directory. One that was empty is empty again if this fails. Any other, as
+        all are whose directory holds their parent's tree, is left with a part of the layer, and marked from before the
+        first write on: it can be looked at and removed, and neither be committed nor have more layers applied to it.
         """
         if ctx.resumed:
             await self.undo_apply(ctx, request)
         snapshot = self._target(ctx, request.mounts)
+        self._records.require_whole_layers(snapshot, ctx.id)
+        job = self._job(request, snapshot, request.diff_id or "")
+        await _in_words(job.blob.whole)  # one that isn't there changes nothing
         root = self._snapshots.snapshotter.layer(snapshot.id)
         with self._db.write() as tx:
+            empty = not any(root.iterdir())
             tx.execute(
                 "INSERT INTO applies (request_id, snapshot_id, was_empty) VALUES (?, ?, ?)",
-                (ctx.id, snapshot.id, not any(root.iterdir())),
+                (ctx.id, snapshot.id, empty),
             )
+            if not empty:
+                self._records.require_whole_layers(snapshot, ctx.id)  # another may have begun meanwhile
+                tx.execute("INSERT OR IGNORE INTO unfinished VALUES (?, ?)", (snapshot.id, ctx.id))
         try:
-            done = await self._extract(ctx, request, self._job(request, snapshot, request.diff_id or ""))
+            done = await self._extract(ctx, request, job)
             with self._db.write() as tx:
                 if self._records.by_id(ctx.namespace, snapshot.id) is None:
                     raise NotFound(f"snapshot {snapshot.key}: was removed while a layer was applied to it")
                 uncompressed = Descriptor(media_type=PLAIN_LAYER, digest=done.diff_id, size=done.uncompressed)
                 applied = AppliedLayer(descriptor=uncompressed, entries=done.entries)
                 tx.execute("DELETE FROM applies WHERE request_id = ?", (ctx.id,))
+                tx.execute("DELETE FROM unfinished WHERE request_id = ?", (ctx.id,))
                 ctx.answer(tx, applied)
         except BaseException:
             await to_its_end(self.undo_apply(ctx, request))

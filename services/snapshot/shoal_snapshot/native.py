@@ -15,11 +15,11 @@ from pathlib import Path
 from shoal_bus.api.snapshot import SIZE_LABEL, VOLATILE_LABEL, Kind
 from shoal_bus.types import Mount
 
-from shoal_snapshot import worker
 from shoal_snapshot.copying import clones
 from shoal_snapshot.idmaps import idmap_options, supports_idmaps
 from shoal_snapshot.quota import ProjectQuota, size_of
 from shoal_snapshot.snapshotter import NO_LABELS, Snapshotter, refuse
+from shoal_snapshot.worker import Works
 
 
 class Native(Snapshotter):
@@ -31,6 +31,7 @@ class Native(Snapshotter):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._quota = ProjectQuota(self._snapshots)
+        self._works = Works()
 
     def capabilities(self) -> list[str]:
         place = str(self._snapshots)
@@ -57,7 +58,7 @@ class Native(Snapshotter):
 
     async def fill(self, id: int, parents: Sequence[int], labels: Mapping[str, str] = NO_LABELS) -> None:
         source, target = str(self.layer(parents[0])), str(self.layer(id))
-        await worker.run("copy", {"source": source, "target": target})
+        await self._works.copy(source, target)
 
     def mounts(self, id: int, kind: Kind, parents: Sequence[int], labels: Mapping[str, str] = NO_LABELS) -> list[Mount]:
         writable = kind == "active"
@@ -68,3 +69,6 @@ class Native(Snapshotter):
     def discard(self, id: int) -> None:
         self._quota.forget(id)
         super().discard(id)
+
+    async def close(self) -> None:
+        await self._works.close()

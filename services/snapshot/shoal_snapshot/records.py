@@ -74,7 +74,13 @@ _SETTLING = """
 ALTER TABLE snapshots ADD COLUMN unsettled TEXT NOT NULL DEFAULT '';  -- the boot that unpacked it; empty: it is on disk
 CREATE INDEX snapshots_unsettled ON snapshots (snapshotter, unsettled) WHERE unsettled != '';
 """
-MIGRATIONS = [_SNAPSHOTS, _MAKINGS, COLLECTION, _SETTLING]
+_UNFINISHED = """
+CREATE TABLE unfinished (                            -- active snapshots that hold a part of a layer
+    snapshot_id INTEGER PRIMARY KEY REFERENCES snapshots (id) ON DELETE CASCADE,
+    request_id  TEXT NOT NULL                        -- who applies it, or did
+);
+"""
+MIGRATIONS = [_SNAPSHOTS, _MAKINGS, COLLECTION, _SETTLING, _UNFINISHED]
 
 LOST = "lost"
 """What a committed snapshot is unsettled by whose files couldn't be written: no boot's id."""
@@ -298,6 +304,15 @@ class Records:
             (_packed(labels), time.time(), snapshot.id),
         )
         return self.get(snapshot.namespace, snapshot.key)
+
+    def require_whole_layers(self, snapshot: Snapshot, request_id: str = "") -> None:
+        """FAILED_PRECONDITION for a snapshot that holds a part of a layer, unless `request_id` is who applies that."""
+        found = "SELECT 1 FROM unfinished WHERE snapshot_id = ? AND request_id != ?"
+        if self.db.read_one(found, (snapshot.id, request_id)) is not None:
+            raise FailedPrecondition(
+                f"snapshot {snapshot.key}: holds only a part of a layer that was applied to it",
+                hint="remove it, and prepare another one",
+            )
 
     def touch(self, snapshot: Snapshot) -> None:
         """Has a collection under way leave a snapshot that somebody relies on from here on. NOT_FOUND if it has it.

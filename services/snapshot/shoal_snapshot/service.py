@@ -25,6 +25,7 @@ from shoal_snapshot.processors import DEFAULT_FILE, load
 from shoal_snapshot.records import MIGRATIONS
 from shoal_snapshot.snapshots import Snapshots
 from shoal_snapshot.snapshotter import Snapshotter
+from shoal_snapshot.worker import Works
 
 log = structlog.get_logger(__name__)
 
@@ -50,11 +51,14 @@ async def setup(process: Process) -> None:
     processors = load(process.args.stream_processors)
     every: dict[str, Layers] = {}
     for snapshotter in working(process.root):
+        process.stack.push_async_callback(snapshotter.close)
         snapshots = Snapshots(database, snapshotter)
         process.stack.push_async_callback(snapshots.settled)
         every[snapshotter.name] = Layers(snapshots, pool, process.node.root_of("content"), process.state, processors)
         register(service, snapshots, every[snapshotter.name])
-    diffs = Diffs([layers.snapshots for layers in every.values()])
+    works = Works()
+    process.stack.push_async_callback(works.close)
+    diffs = Diffs([layers.snapshots for layers in every.values()], works)
 
     async def each(ctx: Context, request: api.SnapshotterRequest) -> AsyncIterator[api.SnapshotterInfo]:
         for layers in every.values():

@@ -89,6 +89,7 @@ class Snapshots:
         await add_to_lease(ctx, self.snapshotter.name, request.name)
         size, inodes = await asyncio.to_thread(self._settle, snapshot.id, self.records.parents(snapshot))
         with self.db.write(durable=True) as tx:
+            self.records.require_whole_layers(snapshot)
             return self.commit_in(
                 tx, ctx, snapshot, request.name, request.labels, api.Usage(size=size, inodes=inodes)
             ).info()

@@ -132,6 +132,9 @@ class Snapshotter(ABC):
         """Deletes what is in the trash. It takes as long as it takes, and may run in a thread, and twice at a time."""
         self._trash.empty()
 
+    async def close(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Ends what it has running besides; nobody asks anything of it any more."""
+
     # ------------------------------------------------------------------------------------------------- for subclasses
 
     def _place(self, id: int) -> Path:

@@ -1,94 +1,78 @@
-"""Has work that takes long done in a process of its own (`shoal_snapshot.work`).
+"""Has trees copied and layers computed by processes of this service's own (`shoal_snapshot.work`).
 
-    answer = await run("copy", {"source": …, "target": …})
-
-The process is killed with this one, and when whoever waits for it is cancelled. Bytes that the work makes (a layer)
-go through a pipe, whose end `output` reads.
+works = Works()
+await works.copy(source, target)
+made = await works.compute({"lower": …, "upper": …, "compression": "gzip"}, on_progress, output)
+await works.close()
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from shoal_bus.errors import Internal, from_wire
 from shoal_bus.together import gather
+from shoal_bus.workers import Workers
 
 _LONGEST_LINE = 1 << 20
 
+Heard = Callable[[dict[str, Any]], None]
 
-async def run(
-    what: str,
-    arguments: dict[str, Any],
-    *,
-    on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
-    output: Callable[[asyncio.StreamReader], Awaitable[None]] | None = None,
-) -> dict[str, Any]:
-    """Has the work `what` done, and returns its answer. When this returns or raises, no process works on it any more.
 
-    Raises what the work said is wrong; INTERNAL if its process dies.
+class Works:
+    """Workers from the first piece of work on: many nodes never have any.
+
+    A job that is cancelled takes its worker with it: when a call returns or raises, no process works on it any more.
+    Each raises what the worker says is wrong; INTERNAL if that dies.
     """
-    reading = writing = -1
-    if output is not None:
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "shoal_snapshot.work", str(os.getpid()), str(writing),
-            stdin=PIPE, stdout=PIPE, limit=_LONGEST_LINE, pass_fds=[writing] if writing >= 0 else [],
-        )  # fmt: skip
-    except BaseException:
-        if reading >= 0:
-            os.close(reading)
-        raise
-    finally:
-        if writing >= 0:
-            os.close(writing)
-    try:
-        works: list[Coroutine[Any, Any, Any]] = [_answer(process, {"what": what, "arguments": arguments}, on_progress)]
-        if output is not None:
-            works.append(_read(reading, output))
-        answer: dict[str, Any] = (await gather(*works))[0]
-        return answer
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await asyncio.shield(process.wait())
+
+    def __init__(self) -> None:
+        self._workers: Workers | None = None
+
+    async def copy(self, source: str, target: str) -> None:
+        """Copies what one directory holds into another one."""
+        await self._ask("copy", {"source": source, "target": target}, lambda _: None)
+
+    async def compute(
+        self,
+        arguments: dict[str, Any],
+        on_progress: Callable[[dict[str, int]], None],
+        output: Callable[[asyncio.StreamReader], Awaitable[None]],
+    ) -> dict[str, Any]:
+        """Computes a layer (`diff.compute`), whose bytes `output` reads; what it is."""
+        read, write = os.pipe2(os.O_CLOEXEC)
+        with os.fdopen(read, "rb", 0) as reading, os.fdopen(write, "wb", 0) as writing:
+
+            def heard(message: dict[str, Any]) -> None:
+                if "opened" in message:
+                    writing.close()  # the worker's end is the last one
+                else:
+                    on_progress(message["progress"])
+
+            job = arguments | {"output": f"/proc/{os.getpid()}/fd/{write}"}
+            made: dict[str, Any] = (await gather(self._ask("compute", job, heard), _read(reading, output)))[0]
+        return made
+
+    async def close(self) -> None:
+        """Ends the workers."""
+        if self._workers is not None:
+            await self._workers.close()
+
+    async def _ask(self, what: str, arguments: dict[str, Any], heard: Heard) -> dict[str, Any]:
+        if self._workers is None:
+            self._workers = Workers("shoal_snapshot.work", "did it", longest_line=_LONGEST_LINE)
+        answer = await self._workers.ask({"what": what, "arguments": arguments}, what, heard)
+        done: dict[str, Any] = answer["done"]
+        return done
 
 
-async def _read(fd: int, output: Callable[[asyncio.StreamReader], Awaitable[None]]) -> None:
+async def _read(pipe: Any, output: Callable[[asyncio.StreamReader], Awaitable[None]]) -> None:
     reader = asyncio.StreamReader(limit=1 << 20)
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0))
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     try:
         await output(reader)
     finally:
         transport.close()
-
-
-async def _answer(
-    process: Process, work: dict[str, Any], on_progress: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with suppress(ConnectionError):  # it died: its output ends, and that is told below
-        process.stdin.write(json.dumps(work).encode())
-        await process.stdin.drain()
-        process.stdin.close()
-    while line := await process.stdout.readline():
-        message: dict[str, Any] = json.loads(line)
-        if "error" in message:
-            error = message["error"]
-            raise from_wire(error["code"], error["message"], error["hint"])
-        if "done" in message:
-            done: dict[str, Any] = message["done"]
-            return done
-        on_progress(message["progress"])
-    status = await process.wait()
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    raise Internal(f"{work['what']}: the process that did it {how}", hint="see the service's log")

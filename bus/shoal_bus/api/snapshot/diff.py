@@ -15,6 +15,10 @@ class ApplyLayer(Request):
 
     `path` is the blob's place on this node (a claim check), below the content service's directory; whatever else it
     names is NOT_FOUND.
+
+    If it fails, a snapshot that was empty is empty again. One that wasn't (every one on a parent, with snapshotters
+    that are `whole`) keeps a part of the layer, as containerd's do: it can still be mounted and removed, but
+    committing it, or applying another layer to it, is FAILED_PRECONDITION.
     """
 
     descriptor: Descriptor

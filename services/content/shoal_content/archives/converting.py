@@ -1,11 +1,13 @@
 """`IMAGE_CONVERT`: an image with its layers compressed anew and its documents rewritten, as an image of its own.
 
-Documents keep their fields and the fields' order, so that the same image converts to the same bytes.
+Documents keep their fields and the fields' order, so that the same image converts to the same bytes. Attestations come
+along: they are found by what their image became, and go on saying what they said, which is of the one it was made of.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,7 @@ class _Conversion:
         self._tools, self._ctx, self._request = tools, ctx, request
         self._directory, self._selection = directory, selection
         self._images = [one for one in selection.manifests if one.manifest is not None and one.config is not None]
+        self._others = [one for one in selection.manifests if one not in self._images]
         self._layers = {
             (layer.digest, diff_id): layer
             for one in self._images
@@ -107,10 +110,11 @@ class _Conversion:
         target = self._selection.target
         if target.digest in made:
             return made[target.digest]
-        if not self._selection.whole and len(made) == 1:
+        others = {one.descriptor.digest: await self._other(one, made) for one in self._others}
+        if not self._selection.whole and len(made) == 1 and not others:
             (alone,) = made.values()
             return alone
-        return await self._index(target, made)
+        return await self._index(target, made | others)
 
     async def _manifest(self, image: Picked) -> Descriptor:
         document = json.loads(image.data)
@@ -131,12 +135,26 @@ class _Conversion:
             update={"platform": image.descriptor.platform, "annotations": image.descriptor.annotations}
         )
 
-    async def _index(self, target: Descriptor, made: dict[str, Descriptor]) -> Descriptor:
+    async def _other(self, other: Picked, made: Mapping[str, Descriptor]) -> Descriptor:
+        """An attestation, or another artifact, as it is; where it names an image by `subject`, what that became."""
+        document, found = json.loads(other.data), other.descriptor
+        subject = document.get("subject")
+        if isinstance(subject, dict) and subject.get("digest") in made:
+            document["subject"] = subject | _pointing_at(made[subject["digest"]])
+            written = await self._document(media.kind_of(other.data, found.media_type), document)
+            found = written.model_copy(update={"platform": found.platform, "annotations": found.annotations})
+        attested = made.get(found.annotations.get(media.ATTESTED, ""))
+        if attested is not None:
+            annotations = found.annotations | {media.ATTESTED: attested.digest}
+            found = found.model_copy(update={"annotations": annotations})
+        return found
+
+    async def _index(self, target: Descriptor, made: Mapping[str, Descriptor]) -> Descriptor:
         data = self._tools.store.open(self._ctx.namespace, target.digest)
         document = json.loads(data)
         kept = [entry for entry in document["manifests"] if entry["digest"] in made]
         within = made.keys() - {entry["digest"] for entry in kept}  # of indexes in this one
-        document["manifests"] = [entry | _pointing_at(made[entry["digest"]]) for entry in kept]
+        document["manifests"] = [_entry(entry, made[entry["digest"]]) for entry in kept]
         document["manifests"] += [media.as_json(made[digest]) for digest in sorted(within)]
         media_type = self._type(media.kind_of(data, target.media_type))
         document["mediaType"] = media_type
@@ -191,6 +209,14 @@ class _Conversion:
                 )
             return (_DOCKER_FOREIGN if foreign else media.DOCKER_LAYER) + ("" if compression == "none" else ".gzip")
         return (_OCI_FOREIGN if foreign else media.OCI_LAYER) + ("" if compression == "none" else f"+{compression}")
+
+
+def _entry(entry: dict[str, Any], target: Descriptor) -> dict[str, Any]:
+    """An index's entry, with what it points at now, and what that is about."""
+    changed = entry | _pointing_at(target)
+    if media.ATTESTED in target.annotations:
+        changed["annotations"] = entry["annotations"] | {media.ATTESTED: target.annotations[media.ATTESTED]}
+    return changed
 
 
 def _pointing_at(target: Descriptor) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from shoal_content.blobs.store import Store
 from shoal_content.collection.collect import Collector, want
 from shoal_content.images.records import Images
 from shoal_content.images.tree import Trees
-from shoal_content.leasing import attach
+from shoal_content.leasing import attach, require
 from shoal_content.transfer.holds import Holds
 from shoal_content.transfer.unpack import Unpacker
 
@@ -45,10 +45,14 @@ class Tools:
     async def begun(self, ctx: Context) -> AsyncIterator[str]:
         """An operation under way, with what makes its steps' ids unique; one that raises is undone.
 
+        NOT_FOUND for its lease, before anything is done.
+
         What it holds isn't given back at the end of the block: that belongs into the transaction that it ends with.
         """
         nonce = self.holds.begin(ctx.id, ctx.namespace)
         try:
+            with self.database.write() as tx:
+                require(tx, ctx.namespace, ctx.lease)
             yield nonce
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and ctx.draining.is_set():

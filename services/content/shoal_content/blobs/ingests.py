@@ -6,7 +6,7 @@ has read. Whoever writes holds a lock of the ingest: the harness's for a client,
 refs of the two are kept apart by their prefix.
 
 A client's writer has a session, so that a second one is told instead of mixing its bytes with the first one's; a dead
-one is in nobody's way for long. An ingest that no client has touched for a day goes.
+one is in nobody's way for long. An ingest that no client has touched for a day is garbage.
 
 A commit syncs the file, links it to its place under a mark in the row (`placing`), syncs the directory, and then
 makes it a blob, in one durable transaction; the ingest's own link goes behind that. Killed anywhere, the ingest is
@@ -28,7 +28,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import structlog
 from shoal_bus.api.content import (
     IngestRequest,
     IngestStatus,
@@ -59,12 +58,9 @@ from shoal_content.leasing import attach
 
 PULL_REF = "pull-"
 """What the refs of pulls begin with. A client's own may not."""
-log = structlog.get_logger(__name__)
 
 SESSION_SECONDS = 30.0
 """How long a writer may be silent before another one may write to its ingest."""
-ABANDONED_SECONDS = 24 * 3600.0
-"""How long a client's ingest stays that nobody writes to (containerd's, too)."""
 _DEFAULT_ALGORITHM = "sha256"
 _HASHES_KEPT = 256
 
@@ -217,20 +213,6 @@ class Ingests:
             self._drop(tx, self._row(ctx.namespace, request.ref))
             ctx.answer(tx, Empty())
         return Empty()
-
-    # --------------------------------------------------------------------------------------------------- for the sweep
-
-    def expire(self, now: float | None = None) -> int:
-        """Drops clients' ingests that nobody has touched for a day and no lease has; says how many."""
-        before = (time.time() if now is None else now) - ABANDONED_SECONDS
-        if self._db.read_one(f"{_ABANDONED} LIMIT 1", (before,)) is None:
-            return 0
-        with self._db.write() as tx:
-            rows = tx.execute(_ABANDONED, (before,)).fetchall()
-            for row in rows:
-                self._drop(tx, row)
-                log.info("ingest.expired", namespace=row["namespace"], ref=row["ref"])
-        return len(rows)
 
     # ------------------------------------------------------------------------------------------------------ for pulls
 
@@ -531,10 +513,6 @@ class Ingests:
         return row
 
 
-_ABANDONED = (
-    "SELECT * FROM ingests WHERE pull = '' AND updated_at < ? AND NOT EXISTS (SELECT 1 FROM lease_resources l"
-    " WHERE l.namespace = ingests.namespace AND l.type = 'ingests' AND l.id = ingests.ref)"
-)
 _INSERT = (
     "INTO ingests (namespace, ref, file, total, expected, pull, labels, started_at, updated_at)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"

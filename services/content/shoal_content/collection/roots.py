@@ -23,7 +23,7 @@ from shoal_bus.types import Labels
 from shoal_content.labels import load
 
 INGEST_SECONDS = 86_400.0
-"""How long an ingest that nobody holds is waited for."""
+"""How long a client's ingest that nobody writes to, or holds, is waited for (containerd's, too)."""
 _CONTAINER = "containers"
 Read = Callable[..., Sequence[Any]]
 

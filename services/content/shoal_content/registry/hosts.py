@@ -1,7 +1,7 @@
 """Where a registry's images are gotten from and pushed to: containerd's `hosts.toml` (docs/hosts.md of containerd).
 
-For `registry.example:5000` the first of these that is there, in the directory given by `--registry-config`:
-`registry.example_5000_/hosts.toml`, `registry.example:5000/hosts.toml`, `_default/hosts.toml`.
+For `registry.example:5000` it is looked for in the first of these directories that is there, below the one given by
+`--registry-config`: `registry.example_5000_`, `registry.example:5000`, `_default`.
 
     server = "https://registry.example:5000"       # the last one asked; else the registry's own name, over TLS
 
@@ -19,6 +19,9 @@ For `registry.example:5000` the first of these that is there, in the directory g
 
 The keys under a host are good for the server, too, at the top of the file. A mirror is told whose images are wanted by
 `?ns=<registry>`. The files are read anew for each pull and push.
+
+A directory without a `hosts.toml`, or with an empty one, is read as Docker reads its own: each `*.crt` is a CA, and
+each `<name>.cert` a client certificate, with its key in `<name>.key` or in the same file.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ import ipaddress
 import re
 import ssl
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -111,11 +115,16 @@ def hosts_of(reference: Reference, directory: Path, *, plain_http: bool = False)
     Reads files, and certificates: not for the event loop's thread.
     """
     own = _own(reference.domain, plain_http=plain_http)
-    place = _place(directory, reference.domain)
-    if place is None:
+    found = _directory(directory, reference.domain)
+    if found is None:
         return [own]
+    place = found / "hosts.toml"
     try:
-        return _read(place, reference.domain, own)
+        document = _document(place)
+        if document is None:
+            place = found
+            return [_with_certificates(own, found, plain_http=plain_http)]
+        return _read(found, document, reference.domain, own)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
         problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise FailedPrecondition(f"{place}: {problem}", hint="see hosts.toml in containerd's documentation") from None
@@ -146,32 +155,50 @@ def _own(domain: str, *, plain_http: bool) -> Host:
     return Host(URL(f"http://{name}/v2", encoded=True), given=not plain_http, server=True)
 
 
-def _place(directory: Path, domain: str) -> Path | None:
+def _directory(directory: Path, domain: str) -> Path | None:
     name, colon, port = domain.rpartition(":")
     names = [f"{name}_{port}_"] if colon and port.isdigit() else []
-    for one in [*names, domain, "_default"]:
-        place = directory / one / "hosts.toml"
-        if place.is_file():
-            return place
-    return None
+    return next((place for one in [*names, domain, "_default"] if (place := directory / one).is_dir()), None)
 
 
-def _read(place: Path, domain: str, own: Host) -> list[Host]:
-    with place.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
+def _document(place: Path) -> dict[str, Any] | None:
+    """A hosts.toml; None where there is none, or nothing in it."""
+    try:
+        with place.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        return None
     if len(data) > _MAX_BYTES:
         raise ValueError(f"more than {_MAX_BYTES} bytes")
-    document = tomllib.loads(data.decode())
+    return tomllib.loads(data.decode()) if data else None
+
+
+def _with_certificates(own: Host, directory: Path, *, plain_http: bool) -> Host:
+    """The registry itself, with the certificates in its directory: TLS, then, also where it is on loopback."""
+    authorities, pairs = [], []
+    for one in sorted(directory.iterdir()):
+        if one.suffix == ".crt" and one.is_file():
+            authorities.append(one.name)
+        elif one.suffix == ".cert" and one.is_file():
+            key = one.with_suffix(".key")
+            pairs.append([one.name, key.name] if key.exists() else [one.name])
+    mine, elsewhere = _tls(directory, {"ca": authorities, "client": pairs})
+    if mine is None or plain_http:
+        return own
+    return replace(own, url=own.url.with_scheme("https"), tls=mine, tls_elsewhere=elsewhere)
+
+
+def _read(directory: Path, document: dict[str, Any], domain: str, own: Host) -> list[Host]:
     found = []
     for name, table in _table(document.pop("host", {}), "host").items():
-        found.append(_host(place.parent, name, _table(table, f"host.{name}"), domain, own))
+        found.append(_host(directory, name, _table(table, f"host.{name}"), domain, own))
     server = document.pop("server", "")
     if not isinstance(server, str):
         raise ValueError("server: must be text")
     if server:
-        last = _host(place.parent, server, document, domain, own)
+        last = _host(directory, server, document, domain, own)
     else:
-        last = _configured(own, place.parent, document, "the server's keys")
+        last = _configured(own, directory, document, "the server's keys")
     return [*found, replace(last, server=True)]
 
 
@@ -223,12 +250,25 @@ def _tls(directory: Path, table: Mapping[str, Any]) -> tuple[ssl.SSLContext | No
     for authority in authorities:
         for context in (mine, elsewhere):
             if context is not None:
-                context.load_verify_locations(authority)
+                with _named(authority, "no certificates in PEM form"):
+                    context.load_verify_locations(authority)
     for certificate, key in pairs:
-        mine.load_cert_chain(certificate, key)
+        with _named(certificate, "not a certificate in PEM form with its own key"):
+            mine.load_cert_chain(certificate, key)
     if skip:
         mine.check_hostname, mine.verify_mode = False, ssl.CERT_NONE
     return mine, elsewhere
+
+
+@contextmanager
+def _named(file: Path, problem: str) -> Iterator[None]:
+    """Says which file it is that can't be used."""
+    try:
+        yield
+    except ssl.SSLError:
+        raise ValueError(f"{file.name}: {problem}") from None
+    except OSError as error:
+        raise ValueError(f"{file.name}: {error.strerror}") from None
 
 
 def _pairs(directory: Path, value: Any) -> list[tuple[Path, Path | None]]:

@@ -59,31 +59,33 @@ class Fetcher:
         resolver: Resolver,
         reference: Reference,
         descriptor: Descriptor,
+        slots: asyncio.Semaphore,
         report: Callable[[int], None],
         begun: Callable[[Path], None] = lambda _: None,
     ) -> bool:
         """Fetches a blob, telling `report` how many bytes have come; says whether it had to be fetched at all.
 
-        `begun` is told the file that the bytes come to, and each other one that takes its place. Who asks for one that
-        somebody else in the namespace is fetching waits for him. DATA_LOSS when the registry's bytes are wrong or end
-        too early, UNAVAILABLE when they come too slowly.
+        It takes one of `slots` while it comes. `begun` is told the file that the bytes come to, and each other one that
+        takes its place. Who asks for one that somebody else in the namespace is fetching waits for him. DATA_LOSS when
+        the registry's bytes are wrong or end too early, UNAVAILABLE when they come too slowly.
         """
         self._holds.hold_blob(pull, namespace, descriptor.digest)
         async with self._locks.hold(blob_lock(namespace, descriptor.digest)):
             if self._store.sees(namespace, descriptor.digest):
                 begun(self._store.path(descriptor.digest))
                 return False
-            path = self._begin(pull, namespace, descriptor)
-            path.touch(0o600)
-            begun(path)
-            resumed = await self._download(path, resolver, reference, descriptor, report)
-            if resumed is not None:
-                # Bytes from before a power cut may be bad: only what came in one go tells of the registry.
-                log.info("fetch.starting_over", digest=descriptor.digest, found=resumed)
-                path = self._ingests.restart(namespace, _ref(descriptor.digest))
+            async with slots:
+                path = self._begin(pull, namespace, descriptor)
                 path.touch(0o600)
                 begun(path)
-                await self._download(path, resolver, reference, descriptor, report)
+                resumed = await self._download(path, resolver, reference, descriptor, report)
+                if resumed is not None:
+                    # Bytes from before a power cut may be bad: only what came in one go tells of the registry.
+                    log.info("fetch.starting_over", digest=descriptor.digest, found=resumed)
+                    path = self._ingests.restart(namespace, _ref(descriptor.digest))
+                    path.touch(0o600)
+                    begun(path)
+                    await self._download(path, resolver, reference, descriptor, report)
             await self._commit(namespace, descriptor)
             return True
 

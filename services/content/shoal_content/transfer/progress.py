@@ -10,6 +10,10 @@ from typing import Literal
 from shoal_bus.api.content import LayerProgress, PullProgress
 from shoal_bus.types import Descriptor
 
+from shoal_content.media import CONFIGS
+
+_MOST = 1000
+"""Blobs that are shown one by one."""
 _RATE_SECONDS, _RATE_STEP = 3.0, 0.2
 LayerState = Literal["waiting", "downloading", "downloaded", "extracting", "done", "exists"]
 
@@ -21,6 +25,8 @@ class Progress:
         self._told = PullProgress(name=name)
         self._report = report
         self._bytes: list[int] = []
+        self._unpacked = 0
+        """How many layers, the first ones, are unpacked besides."""
         self._rate = Rate()
 
     def resolving(self) -> None:
@@ -32,8 +38,21 @@ class Progress:
         self._told.layers = [LayerProgress(digest=one.digest, size=one.size) for one in layers]
         self._told.bytes_total = sum(one.size for one in layers)
         self._bytes = [0] * len(layers)
+        self._unpacked = len(layers)
         self._told.state = "fetching"
         self._report(self._told)
+
+    def beyond(self, blob: Descriptor) -> int | None:
+        """One more blob is to be fetched, which isn't unpacked: its number, or None for one that isn't shown."""
+        listed = self._told.layers
+        if blob.media_type in CONFIGS or len(listed) >= _MOST or any(one.digest == blob.digest for one in listed):
+            return None
+        listed.append(LayerProgress(digest=blob.digest, size=blob.size))
+        self._told.bytes_total += blob.size
+        self._bytes.append(0)
+        self._told.state = "fetching"
+        self._report(self._told)
+        return len(listed) - 1
 
     def layer(self, at: int, state: LayerState, *, arrived: int | None = None, offset: int | None = None) -> None:
         """A layer's state; how many bytes of it have arrived, and (while it is extracted) how far that is."""
@@ -46,7 +65,7 @@ class Progress:
             layer.offset = arrived
         if offset is not None:
             layer.offset = offset
-        if self._told.bytes_done == self._told.bytes_total:
+        if self._told.bytes_done == self._told.bytes_total and at < self._unpacked:
             self._told.state = "unpacking"
         self._report(self._told)
 

@@ -106,7 +106,7 @@ class _Pull:
     async def run(self) -> Image:
         self._progress.resolving()
         target, data = await self._resolver.resolve(self._wanted)
-        beyond = Beyond(self._resolver, self._wanted, self._keep, self._fetch_in_turn)
+        beyond = Beyond(self._resolver, self._wanted, self._keep, self._fetch_beyond)
         manifest = await self._choose(target, data, beyond)
         if manifest is not None:
             self._progress.layers(manifest.layers)
@@ -137,9 +137,16 @@ class _Pull:
         await self._keep(target, data)
         return manifest
 
-    async def _fetch_in_turn(self, descriptor: Descriptor) -> None:
-        async with self._slots:
-            await self._fetch(descriptor)
+    async def _fetch_beyond(self, descriptor: Descriptor) -> None:
+        at = self._progress.beyond(descriptor)
+
+        def report(arrived: int) -> None:
+            if at is not None:
+                self._progress.layer(at, "downloading", arrived=arrived)
+
+        fetched = await self._fetch(descriptor, report)
+        if at is not None:
+            self._progress.layer(at, "done" if fetched else "exists", arrived=descriptor.size)
 
     async def _keep(self, descriptor: Descriptor, data: bytes) -> None:
         await self._pulls.fetcher.keep(self._ctx.id, self._ctx.namespace, descriptor, data)
@@ -155,7 +162,7 @@ class _Pull:
         begun: Callable[[Path], None] = lambda _: None,
     ) -> bool:
         return await self._pulls.fetcher.fetch(
-            self._ctx.id, self._ctx.namespace, self._resolver, self._wanted, descriptor, report, begun
+            self._ctx.id, self._ctx.namespace, self._resolver, self._wanted, descriptor, self._slots, report, begun
         )
 
     # --------------------------------------------------------------------------------------------------------- layers
@@ -200,8 +207,7 @@ class _Pull:
         def report(arrived: int) -> None:
             self._progress.layer(at, "downloading", arrived=arrived)
 
-        async with self._slots:
-            fetched = await self._fetch(layer, report, follow)
+        fetched = await self._fetch(layer, report, follow)
         self._progress.layer(at, "downloaded" if fetched else "exists", arrived=layer.size)
 
     async def _unpack(self, at: int, request: snapshots.UnpackLayer, download: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""Computes one layer, in a process of its own (`shoal_snapshot.work`)."""
+"""Computes one layer; it is a worker that does so (`shoal_snapshot.work`)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,6 @@ def compute(arguments: dict[str, Any], say: Callable[[dict[str, Any]], None], ou
         finally:
             stop.set()
             reporter.join()
-    os.close(output)
     return {
         "digest": sink.digest, "size": sink.written, "diff_id": sink.diff_id, "uncompressed": sink.uncompressed,
         "entries": archive.entries,

@@ -14,12 +14,12 @@ from shoal_bus.errors import AlreadyExists, InvalidArgument, NotFound
 from shoal_bus.message import pack
 from shoal_bus.types import Descriptor, Mount
 
-from shoal_snapshot import worker
 from shoal_snapshot.apply.errors import Unacceptable
 from shoal_snapshot.diff.compress import compression_of
 from shoal_snapshot.diff.compute import directories_of
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
+from shoal_snapshot.worker import Works
 
 UNCOMPRESSED = "containerd.io/uncompressed"
 _AT_ONCE = 2
@@ -30,8 +30,8 @@ _HEADROOM = 1 << 14
 class Diffs:
     """The layers that are computed from the snapshots of every snapshotter here."""
 
-    def __init__(self, every: Sequence[Snapshots]) -> None:
-        self._every = every
+    def __init__(self, every: Sequence[Snapshots], works: Works) -> None:
+        self._every, self._works = every, works
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def compute(self, ctx: Context, request: ComputeDiff) -> ComputedDiff:
@@ -57,7 +57,7 @@ class Diffs:
         }  # fmt: skip
         try:
             async with self._slots:
-                made = await worker.run("compute", arguments, on_progress=report, output=upload.take)
+                made = await self._works.compute(arguments, report, upload.take)
             for owner, snapshot in snapshots:
                 if owner.records.by_id(ctx.namespace, snapshot.id) is None:
                     raise NotFound(f"snapshot {snapshot.key}: was removed while its files were read")

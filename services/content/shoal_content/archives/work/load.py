@@ -26,6 +26,8 @@ MAX_DOCUMENT_BYTES = 4 << 20
 DOCUMENTS = frozenset({"index.json", "manifest.json", "oci-layout", "repositories"})
 _FREE_OF_SUSPICION, _MOST_SUSPICIOUS_RATIO = 1 << 30, 250
 """A compressed archive may become so many bytes whatever it is, and so many for each of its own."""
+_OTHERS = {"xz": b"\xfd7zX", "bzip2": b"BZh"}
+"""What archives may be compressed by elsewhere."""
 _MAX_TRAILER = 64 << 20
 _ALGORITHMS = {"sha256": 64, "sha512": 128}
 
@@ -92,7 +94,12 @@ def load(job: Load, report: Callable[[int, int], None]) -> dict[str, Any]:
 
 
 def _plain(source: _Input, tell: Callable[[], None]) -> Iterator[bytes]:
-    kind, size = compression_of(source.peek(HEAD)), 0
+    head, size = source.peek(HEAD), 0
+    for program, magic in _OTHERS.items():
+        if head.startswith(magic):
+            hint = f"decompress it first, as by `{program} -dc`"
+            raise Unacceptable(f"the archive is compressed by {program}: gzip and zstd are read", hint=hint)
+    kind = compression_of(head)
     for chunk in decompressed(source, kind):
         size += len(chunk)
         if kind != "none" and size > _FREE_OF_SUSPICION + _MOST_SUSPICIOUS_RATIO * source.offset:
