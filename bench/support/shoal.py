@@ -120,7 +120,7 @@ class Shoal(Side):
     async def generated_spec(self, reference: str) -> dict[str, Any]:
         """What shoal generates for a run of an image, without a host name: the base of every container here."""
         await self.client.operate(api.TASK_RUN, api.RunTask(id="template", image=reference, args=["true"]), timeout=60)
-        container = await self.client.call(api.CONTAINER_GET, api.ContainerRequest(id="template"))
+        container = await self.client.call(api.CONTAINER_GET, api.GetContainer(id="template"))
         await self.task_wait("template")
         await self.client.call(api.CONTAINER_REMOVE, api.RemoveContainer(id="template", force=True))
         return {key: value for key, value in container.spec.items() if key != "hostname"}

@@ -38,7 +38,7 @@ def shown(container: runtime.Container) -> dict[str, Any] | None:
 
 async def stopping(client: Client, id: str, *, patience: float = PATIENCE_SECONDS) -> runtime.Container:
     """Says that somebody stops it; the container, as it was. `unless-stopped` needs to know no more."""
-    request = runtime.ContainerRequest.of({"id": id})
+    request = runtime.GetContainer.of({"id": id})
     container = await client.call(runtime.CONTAINER_GET, request, patience=patience)
     if shown(container) is not None:
         await _label(client, id, restart.EXPLICITLY_STOPPED, "true")

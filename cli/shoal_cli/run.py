@@ -110,6 +110,6 @@ def _with_streams(request: runtime.RunTask, place: Place) -> runtime.RunTask:
 
 async def _found(client: Client, id: str) -> runtime.Container | None:
     try:
-        return await client.call(runtime.CONTAINER_GET, runtime.ContainerRequest(id=id))
+        return await client.call(runtime.CONTAINER_GET, runtime.GetContainer(id=id))
     except NotFound:
         return None

@@ -1,7 +1,8 @@
-"""What the protocol's services share: the bus's types as protobuf's and back, labels, field masks, batches."""
+"""What several of the protocol's services share: the bus's types as protobuf's and back, labels, masks, batches."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -98,6 +99,11 @@ def paths_of(
         if path not in whole and not (name in maps and key):
             raise InvalidArgument(f"cannot update {path!r} field on {of}")
     return list(mask.paths)
+
+
+def quote(text: str) -> str:
+    """Text in quotation marks, as Go writes it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 async def batches(items: AsyncIterator[T]) -> AsyncIterator[list[T]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import grpc
 from pydantic import ValidationError
-from shoal_bus.errors import Code, from_exception
+from shoal_bus.errors import AlreadyExists, Code, NotFound, from_exception
 from shoal_bus.message import invalid
 
 
@@ -16,3 +19,18 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     told = invalid(error) if isinstance(error, ValidationError) else from_exception(error)
     code = Code.INTERNAL if told.code in (Code.UNKNOWN, Code.OK) else told.code
     return grpc.StatusCode[code.name], str(told)
+
+
+@contextmanager
+def worded(missing: str, there: str = "") -> Iterator[None]:
+    """What isn't there, or is there already, in containerd's words: its clients show them, without any hint of ours."""
+    try:
+        yield
+    except NotFound as error:
+        if error.message.startswith("lease ") and not missing.startswith("lease "):  # the one in the call's header
+            raise NotFound("lease does not exist: not found") from None
+        raise NotFound(f"{missing}: not found") from None
+    except AlreadyExists:
+        if not there:
+            raise
+        raise AlreadyExists(f"{there}: already exists") from None

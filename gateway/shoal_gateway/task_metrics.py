@@ -51,7 +51,7 @@ def figures(task: runtime.ContainerMetrics) -> v1.Metrics | v2.Metrics:
 
 
 def _legacy(task: runtime.ContainerMetrics) -> v1.Metrics:
-    told = v1.Metrics(rdma=v1.RdmaStat())
+    told = v1.Metrics()
     if task.cpu is not None:
         usage = v1.CPUUsage(total=task.cpu.usage, kernel=task.cpu.system, user=task.cpu.user, per_cpu=task.cpu.per_cpu)
         throttling = v1.Throttle(

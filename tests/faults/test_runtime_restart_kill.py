@@ -189,7 +189,7 @@ async def test_what_is_to_be_removed_is_not_started_again(tmp_path: Path, natsd:
             await node.client.operate(api.TASK_RUN, request, timeout=60)
             assert await node.topics_end("one", "/tasks/delete") == LIFE
             with pytest.raises(NotFound):
-                await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="one"))
+                await node.client.call(api.CONTAINER_GET, api.GetContainer(id="one"))
             request = api.RunTask(id="two", image=reference, args=["sh", "-c", "exit 3"], restart="on-failure:2")
             node_snapshot = node.node.of("snapshot")
             run = await node.client.operate(

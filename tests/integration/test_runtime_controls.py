@@ -116,19 +116,19 @@ async def test_limits_are_changed_while_it_runs(node: RuntimeNode) -> None:
         found = [(root / paths[""][1:] / name).read_text() for name in ("memory.max", "pids.max")]
     assert [int(text) for text in found] == [48 << 20, 20]
     # The container has them, too: a next task begins with them.
-    container = await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="one"))
+    container = await node.client.call(api.CONTAINER_GET, api.GetContainer(id="one"))
     assert container.spec["linux"]["resources"] == change
     await node.client.call(
         api.TASK_UPDATE, api.UpdateTask(container_id="one", resources={"pids": {"limit": 30}, "cpu": {"shares": 512}})
     )
-    container = await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="one"))
+    container = await node.client.call(api.CONTAINER_GET, api.GetContainer(id="one"))
     change |= {"pids": {"limit": 30}, "cpu": {**change["cpu"], "shares": 512}}
     assert container.spec["linux"]["resources"] == change
     with pytest.raises(FailedPrecondition):
         await node.client.call(
             api.TASK_UPDATE, api.UpdateTask(container_id="one", resources={"memory": {"limit": 4096}})
         )
-    container = await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="one"))
+    container = await node.client.call(api.CONTAINER_GET, api.GetContainer(id="one"))
     assert container.spec["linux"]["resources"] == change
     with pytest.raises(InvalidArgument):
         await node.client.call(
@@ -316,7 +316,7 @@ async def test_containerd_s_runc_options_are_honoured(node: RuntimeNode) -> None
         while any(f"{node.namespace}-shims" in names for _, names, _ in os.walk("/sys/fs/cgroup")):
             await asyncio.sleep(0.05)
     await create(node, "two", "true", options={"binary_name": "no-such-runtime"})
-    with pytest.raises(FailedPrecondition, match="no-such-runtime not found"):
+    with pytest.raises(FailedPrecondition, match='"no-such-runtime" not found'):
         await begin(node, "two")
 
 

@@ -94,7 +94,7 @@ async def test_what_was_stopped_on_purpose_stays_so_until_it_is_started(node: Ru
     assert await stays(node, "one") == LIFE[:3]
     task = await node.client.call(api.CONTAINER_START, api.ContainerRequest(id="one"))
     assert task.status == "running"
-    record = await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="one"))
+    record = await node.client.call(api.CONTAINER_GET, api.GetContainer(id="one"))
     assert not restart.is_explicitly_stopped(record.labels)
     await node.kill("one")
     await wait_until(lambda: node.topics("one").count("/tasks/start") == 3, "it is started again")

@@ -60,7 +60,7 @@ async def nothing_left(node: RuntimeNode, id: str) -> None:
         while await made(node) or node.of_containers():
             await asyncio.sleep(0.05)
     with pytest.raises(NotFound):
-        await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id=id))
+        await node.client.call(api.CONTAINER_GET, api.GetContainer(id=id))
 
 
 async def test_a_run_is_what_the_image_says_and_is_removed_whole(node: RuntimeNode, reference: str) -> None:
@@ -75,7 +75,7 @@ async def test_a_run_is_what_the_image_says_and_is_removed_whole(node: RuntimeNo
     told = output.read_text().splitlines()
     assert told[0] == "uid=33(web) gid=44(web) groups=7(log),44(web)"
     assert told[1:] == ["/tmp", "blue 1", "box"]
-    container = await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="web-1"))
+    container = await node.client.call(api.CONTAINER_GET, api.GetContainer(id="web-1"))
     assert (container.image, container.snapshotter, container.labels) == (reference, "overlayfs", {"a": "b"})
     with pytest.raises(AlreadyExists):
         await run(node, request)

@@ -344,5 +344,5 @@ async def test_a_run_that_can_not_be_is_refused_and_leaves_nothing(node: Runtime
         with pytest.raises(InvalidArgument, match=told):
             await node.client.operate(api.TASK_RUN, request, timeout=60)
         with pytest.raises(NotFound):
-            await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="one"))
+            await node.client.call(api.CONTAINER_GET, api.GetContainer(id="one"))
         assert node.of_containers() == []

@@ -96,7 +96,7 @@ async def test_wrong_moves_are_refused_with_their_codes(node: RuntimeNode) -> No
     await node.delete("one")
     await client.call(api.CONTAINER_DELETE, api.ContainerRequest(id="one"))
     with pytest.raises(NotFound):
-        await client.call(api.CONTAINER_GET, api.ContainerRequest(id="one"))
+        await client.call(api.CONTAINER_GET, api.GetContainer(id="one"))
 
 
 async def test_a_task_that_cannot_be_created_leaves_nothing(node: RuntimeNode) -> None:
@@ -160,7 +160,7 @@ async def test_2000_containers_of_20_kb_are_listed_while_others_are_served(node:
     listing = asyncio.create_task(node.client.collect(api.CONTAINER_LIST, api.ListContainers(), timeout=60))
     while not listing.done():
         async with asyncio.timeout(2):
-            await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id="c7"))
+            await node.client.call(api.CONTAINER_GET, api.GetContainer(id="c7"))
     listed = listing.result()
     assert len(listed) == 2000
     assert all(one.spec == spec for one in listed)

@@ -25,19 +25,19 @@ class Containerd:
     """One that runs."""
 
     def __init__(self, directory: Path) -> None:
-        self._socket = directory / "sock"
+        self.socket = directory / "sock"
 
     def ctr(self, *arguments: str) -> str:
         """What `ctr` prints; it must succeed."""
-        command = ["ctr", "--address", str(self._socket), *arguments]
+        command = ["ctr", "--address", str(self.socket), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout
 
     def answers(self) -> bool:
         """Whether it does yet."""
-        command = ["ctr", "--address", str(self._socket), "version"]
-        return self._socket.exists() and subprocess.run(command, capture_output=True, check=False).returncode == 0
+        command = ["ctr", "--address", str(self.socket), "version"]
+        return self.socket.exists() and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @contextmanager

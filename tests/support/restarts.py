@@ -55,7 +55,7 @@ async def update(node: RuntimeNode, id: str, labels: dict[str, str]) -> None:
 
 async def count(node: RuntimeNode, id: str) -> int:
     """How often a container has been started again, as its label says."""
-    record = await node.client.call(api.CONTAINER_GET, api.ContainerRequest(id=id))
+    record = await node.client.call(api.CONTAINER_GET, api.GetContainer(id=id))
     return restart.count_of(record.labels)
 
 

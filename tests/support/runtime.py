@@ -96,12 +96,8 @@ class RuntimeNode:
         return self.topics(id)
 
     def of_containers(self) -> list[str]:
-        """What there is of this node's containers: mounts, bundles, shims, and what runc keeps."""
-        found = [f"mount {path}" for path in mounts() if str(self.directory) in path]
-        for name in ("bundles", "shims", "oci"):
-            place = self.node.state / "runtime" / name
-            found += [str(path) for path in place.glob("*" if name == "shims" else "*/*")]
-        return found
+        """What there is of this node's containers."""
+        return of_containers(self.node)
 
     def left(self) -> list[str]:
         """The same, with processes and cgroups: what must be gone when the services are."""
@@ -110,6 +106,15 @@ class RuntimeNode:
         for directory, names, _ in os.walk("/sys/fs/cgroup"):
             found += [f"cgroup {directory}/{name}" for name in names if self.namespace in name]
         return found
+
+
+def of_containers(node: TestNode) -> list[str]:
+    """What there is of a node's containers: mounts, bundles, shims, and what runc keeps."""
+    found = [f"mount {path}" for path in mounts() if str(node.directory) in path]
+    for name in ("bundles", "shims", "oci"):
+        place = node.state / "runtime" / name
+        found += [str(path) for path in place.glob("*" if name == "shims" else "*/*")]
+    return found
 
 
 @asynccontextmanager

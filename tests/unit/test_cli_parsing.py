@@ -150,13 +150,22 @@ def test_every_error_has_an_exit_code_that_none_of_shells_own_is() -> None:
 @pytest.mark.parametrize(
     ("words", "status"),
     [
-        ('OCI runtime create failed: unable to start container process: exec: "x": executable file not found in $PATH', 127),
-        ('OCI runtime create failed: unable to start container process: exec: "/x": stat /x: no such file or directory', 127),
+        (
+            'OCI runtime create failed: unable to start: exec: "x": executable file not found in $PATH',
+            127,
+        ),
+        (
+            'OCI runtime create failed: unable to start: exec: "/x": stat /x: no such file or directory',
+            127,
+        ),
         ('OCI runtime exec failed: unable to start container process: exec: "/x": permission denied', 126),
         ("OCI runtime create failed: executable file `x` not found in $PATH: No such file or directory", 127),
         ("OCI runtime exec failed: executable file `/x` not found: No such file or directory", 127),
         ("OCI runtime create failed: open executable: Permission denied", 126),
-        ('OCI runtime exec failed: chdir to cwd ("/x") set in config.json failed: no such file or directory', RUN_FAILED),
+        (
+            'OCI runtime exec failed: chdir to cwd ("/x") set in config.json failed: no such file or directory',
+            RUN_FAILED,
+        ),
         ("container web-1: its task is stopped, an exec needs a running one", RUN_FAILED),
     ],
 )

@@ -240,7 +240,7 @@ async def inspect(
 
     async with target.client() as client:
         try:
-            container = await client.call(runtime.CONTAINER_GET, runtime.ContainerRequest.of({"id": name}))
+            container = await client.call(runtime.CONTAINER_GET, runtime.GetContainer.of({"id": name}))
         except (NotFound, InvalidArgument):  # an image's name isn't an id
             pass
         else:
