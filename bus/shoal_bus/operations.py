@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 CANCEL = "cancel"
 """What a client sends as `Shoal-Seen` when it wants no more, and what the copies are told then."""
 _PROGRESS_SECONDS = 0.1
+_ENDED_KEPT = 64
 _BEGINNING_SECONDS = 2.0
 """How long another copy may take from holding an operation's lock to having it in the database."""
 
@@ -74,6 +76,8 @@ class Operations:
         self._execution, self._requests, self._locks = execution, execution.requests, execution.locks
         self._draining = draining
         self._owned: dict[str, _Operation] = {}
+        self._ended: OrderedDict[str, _Operation] = OrderedDict()
+        """Those that ended a little while ago here, and whose last progress is told before their result."""
 
     async def ask(
         self, registered: Registered, context: Context, payload: bytes, headers: Mapping[str, str], seconds: float
@@ -169,6 +173,10 @@ class Operations:
             await _ended(work)
             await _ended(unwanted)
             self._owned.pop(context.id, None)
+            if isinstance(registered.verb, OperationVerb) and registered.verb.tells_all and operation.told:
+                self._ended[context.id] = operation
+                while len(self._ended) > _ENDED_KEPT:
+                    self._ended.popitem(last=False)
             self._locks.release(owner_key(context.id))
             operation.wake()
 
@@ -206,6 +214,9 @@ class Operations:
             # While it is ours, it has no outcome: it is no longer ours once that is written down.
             found = self._requests.get(id) if operation is None else None
             if found is not None and (answer := found.outcome()) is not None:
+                last = self._ended.get(id)
+                if last is not None and last.version > seen:
+                    return last.progress, last.version
                 return answer, None
             waited = time.monotonic() - began
             version, told = max(seen, 1), False

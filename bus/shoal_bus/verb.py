@@ -92,6 +92,8 @@ class OperationVerb(AnyVerb, Generic[Req, Rep, Pro]):
     progress: type[Pro]
     quiet_seconds: float = 0.0
     """No progress is told before: each telling is a reply, and one more request, of work that is over in a moment."""
+    tells_all: bool = False
+    """The last progress is told before the result, also of work that was over sooner than that."""
 
 
 def behaves(doc: str, *errors: str, whole_node: bool = False) -> _Behaviour:

@@ -33,7 +33,7 @@ _DYING = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from shoal_bus.database import Database
-from shoal_content.blobs.ingests import Ingests
+from shoal_content.blobs.ingests import Ingests, Whole
 from shoal_content.blobs.layout import Layout
 from shoal_content.schema import MIGRATIONS
 from shoal_content.blobs.store import Store
@@ -54,7 +54,7 @@ layout = Dying(root)
 ingests = Ingests(database, layout, Store(database, layout))
 
 async def main():
-    await ingests.settle("default", "r", digest)
+    await ingests.settle(Whole("default", "r", digest, size))
     if point == "settle: committed":
         die()
     with database.write(durable=True) as tx:

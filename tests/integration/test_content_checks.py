@@ -259,7 +259,7 @@ async def test_progress_shows_what_is_fetched_for_other_platforms(
     async def held(request: web.Request) -> web.StreamResponse | None:
         if request.path.endswith(last):
             async with asyncio.timeout(20):
-                while not any(len(one.layers) == 3 and one.layers[2].state == "waiting" for one in told):
+                while not any(len(one.layers) == 3 for one in told):
                     await asyncio.sleep(0.01)
         return None
 
@@ -270,6 +270,7 @@ async def test_progress_shows_what_is_fetched_for_other_platforms(
     most = next(one for one in told if len(one.layers) == 3)
     assert [one.digest for one in most.layers] == [*both[0].layers, last], "a shared layer is one"
     assert [one.state for one in most.layers[:2]] == ["done", "done"]
+    assert most.layers[2].state in ("waiting", "downloading")
     assert most.bytes_total == sum(one.size for one in most.layers)
     assert (most.state, most.bytes_done) == ("fetching", most.bytes_total - most.layers[2].size)
 

@@ -81,6 +81,7 @@ IMAGE_IMPORT = OperationVerb(
     ImportedImages,
     ArchiveProgress,
     quiet_seconds=0.1,
+    tells_all=True,
     behaviour=behaves(
         "Takes the images of an archive, verifies and unpacks them.",
         "NOT_FOUND",
@@ -98,6 +99,7 @@ IMAGE_EXPORT = OperationVerb(
     ExportedImages,
     ArchiveProgress,
     quiet_seconds=0.1,
+    tells_all=True,
     behaviour=behaves(
         "Writes images to an archive.",
         "NOT_FOUND",

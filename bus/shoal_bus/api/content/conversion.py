@@ -43,6 +43,7 @@ IMAGE_CONVERT = OperationVerb(
     Image,
     ConvertProgress,
     quiet_seconds=0.1,
+    tells_all=True,
     behaviour=behaves(
         "Makes an image of another one: other compression, other media types.",
         "NOT_FOUND",

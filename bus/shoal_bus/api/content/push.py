@@ -67,6 +67,7 @@ IMAGE_PUSH = OperationVerb(
     PushedImage,
     PushProgress,
     quiet_seconds=0.1,
+    tells_all=True,
     behaviour=behaves(
         "Pushes an image to a registry: the blobs it doesn't have, then the manifests.",
         "NOT_FOUND",

@@ -59,6 +59,7 @@ IMAGE_PULL = OperationVerb(
     Image,
     PullProgress,
     quiet_seconds=0.1,
+    tells_all=True,
     behaviour=behaves(
         "Fetches an image from its registry, verifies and unpacks it.",
         "NOT_FOUND",
