@@ -310,13 +310,15 @@ def test_ctrl_c_reaches_the_container_and_a_killed_client_leaves_it_alone(ours: 
     ours.end("orphan")
 
 
-def test_checkpoints_fail_as_they_do_without_criu(ours: Side, tmp_path: Path) -> None:
-    ours.detached("cold")
-    failed = ours.ctr("tasks", "checkpoint", "--image-path", str(tmp_path / "images"), "cold")
-    assert failed.returncode == 1
-    assert "criu" in failed.stderr
-    assert " RUNNING" in ours.ok("tasks", "ls")
-    ours.end("cold")
+def test_checkpoints_fail_as_they_do_without_criu(ours: Side, theirs: Side, tmp_path: Path) -> None:
+    for side in (ours, theirs):
+        side.detached("cold")
+        for flags in ((), ("--image-path", str(tmp_path / "images"))):
+            failed = side.ctr("tasks", "checkpoint", *flags, "cold")
+            assert failed.returncode == 1
+            assert "criu" in failed.stderr
+        assert " RUNNING" in side.ok("tasks", "ls")
+        side.end("cold")
 
 
 def test_nothing_that_was_refused_left_a_traceback(node: GatewayNode) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
+import tarfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ import grpc
 import psutil
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
+from shoal_bus.blobs import download, upload
+from shoal_bus.client import Client
 from shoal_gateway.proto.containerd.events import task_pb2 as events
 from shoal_gateway.proto.containerd.runc.v1.oci_pb2 import CheckpointOptions, Options, ProcessDetails
 from shoal_gateway.proto.containerd.services.containers.v1.containers_pb2 import DeleteContainerRequest
@@ -22,8 +27,10 @@ from shoal_gateway.proto.containerd.v1.types import task_pb2 as types
 from shoal_gateway.proto.io.containerd.cgroups.v1.metrics_pb2 import Metrics as MetricsV1
 from shoal_gateway.proto.io.containerd.cgroups.v2.metrics_pb2 import Metrics as MetricsV2
 
+from tests.support.archives import tar
 from tests.support.gateway import until
 from tests.support.gateway_tasks import (
+    CHECKPOINTING_RUNTIME,
     CONTAINERS,
     OTHER_RUNTIME,
     PROCESS,
@@ -36,6 +43,7 @@ from tests.support.gateway_tasks import (
     document,
     gateway_node,
 )
+from tests.support.images import file, symlink
 
 ZERO = -62_135_596_800
 UNIFIED = Path("/sys/fs/cgroup/cgroup.controllers").exists()
@@ -43,7 +51,7 @@ UNIFIED = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayNode]:
-    with gateway_node(tmp_path_factory.mktemp("n")) as made:
+    with gateway_node(tmp_path_factory.mktemp("n"), "content") as made:
         yield made
 
 
@@ -489,8 +497,65 @@ async def test_a_checkpoint_without_criu_says_so(calls: Calls, tmp_path: Path) -
     assert code == "FAILED_PRECONDITION"
     assert "criu" in message.lower()
     assert not (tmp_path / "images").exists()
+    code, message = await refused(calls, "Checkpoint", container_id="frozen")
+    assert (code, "criu" in message.lower()) == ("FAILED_PRECONDITION", True)
     assert (await calls.get("frozen")).status == types.RUNNING
     await calls.end("frozen")
+
+
+@asynccontextmanager
+async def content_of(node: GatewayNode) -> AsyncIterator[Client]:
+    """A client of the node's content, in the containers' namespace."""
+    async with Client.open(node.node.natsd.address, node.node.name, node.namespace) as client:
+        yield client
+
+
+async def test_a_checkpoint_is_kept_as_content_and_a_task_comes_back_from_it(node: GatewayNode, calls: Calls) -> None:
+    runtime = packed({"name": RUNC_V2, "options": Options(binary_name=CHECKPOINTING_RUNTIME)})
+    await calls.run("dumped", container={"runtime": runtime})
+    mine = f"namespace=={node.namespace},topic~=|^/tasks/|"
+    async with calls.events(mine) as told, content_of(node) as client:
+        request = pb.CheckpointTaskRequest(container_id="dumped")
+        reply = await calls.ask(f"{TASKS}/Checkpoint", request, pb.CheckpointTaskResponse)
+        images, spec = reply.descriptors
+        blobs = [b"".join([data async for data in download(client, one.digest)]) for one in (images, spec)]
+        await until(lambda: told)
+    assert [one.topic for one in told] == ["/tasks/checkpointed"]
+    assert [len(blob) for blob in blobs] == [images.size, spec.size]
+    assert images.media_type == "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+    assert spec.media_type == "application/vnd.containerd.container.checkpoint.config.v1+proto"
+    with tarfile.open(fileobj=io.BytesIO(blobs[0])) as archive:
+        assert archive.getnames() == ["core-1.img", "descriptors.json"]
+    assert AnyMessage.FromString(blobs[1]) == (await calls.container_of("dumped")).spec
+    bundle = node.node.state / "runtime" / "bundles" / node.namespace / "dumped"
+    assert {path.name for path in bundle.iterdir()} <= {"config.json", "rootfs"}
+    await calls.end("dumped")
+    assert await calls.create("restored", container={"runtime": runtime}, checkpoint=images) == 0
+    pid = await calls.start("restored")
+    assert ((await calls.get("restored")).pid, pid > 0) == (pid, True)
+    await calls.end("restored")
+
+
+async def test_what_is_no_checkpoint_is_restored_from_nowhere(node: GatewayNode, calls: Calls) -> None:
+    await calls.make("hostile")
+    media_type = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+    common: dict[str, Any] = {"container_id": "hostile", "rootfs": calls.node.mounts}
+    archives = [
+        tar([file("../outside", b"x")]), tar([file("/outside", b"x")]), tar([file("sub/x", b"x")]), b"no archive" * 200,
+        tar([symlink("core-1.img", "/etc/passwd")]), tar([file("x", b"1"), file("x", b"2")]), tar([file(".hidden")]),
+    ]  # fmt: skip
+    async with content_of(node) as client:
+        for archive in archives:
+            digest = await upload(client, io.BytesIO(archive), total=len(archive))
+            given = Descriptor(media_type=media_type, digest=digest, size=len(archive))
+            assert (await refused(calls, "Create", **common, checkpoint=given))[0] == "INVALID_ARGUMENT"
+            other = Descriptor(media_type="application/x-tar", digest=digest, size=len(archive))
+            assert (await refused(calls, "Create", **common, checkpoint=other))[0] == "INVALID_ARGUMENT"
+    absent = Descriptor(media_type=media_type, digest=f"sha256:{'0' * 64}")
+    assert (await refused(calls, "Create", **common, checkpoint=absent))[0] == "NOT_FOUND"
+    nothing = Descriptor(media_type=media_type, digest="sha256:x")
+    assert (await refused(calls, "Create", **common, checkpoint=nothing))[0] == "INVALID_ARGUMENT"
+    assert not (node.node.state / "runtime" / "bundles" / node.namespace / "hostile").exists()
 
 
 @pytest.mark.parametrize("method", [

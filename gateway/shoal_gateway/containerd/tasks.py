@@ -7,19 +7,21 @@ from typing import Protocol
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 from shoal_bus.api import runtime
-from shoal_bus.errors import NotFound, Unimplemented
+from shoal_bus.errors import InvalidArgument, NotFound, Unimplemented
 from shoal_bus.identifiers import check_identifier
 from shoal_bus.types import Stdio
 
 from shoal_gateway import task_metrics, typeurls
 from shoal_gateway.call import Call
-from shoal_gateway.convert import mounts_of, timestamp
+from shoal_gateway.convert import descriptor_told, digest_of, mounts_of, timestamp
 from shoal_gateway.proto.containerd.runc.v1.oci_pb2 import CheckpointOptions, Options, ProcessDetails
 from shoal_gateway.proto.containerd.services.tasks.v1 import tasks_pb2 as pb
 from shoal_gateway.proto.containerd.types.metrics_pb2 import Metric
 from shoal_gateway.proto.containerd.v1.types import task_pb2
 from shoal_gateway.rpc import Servicer
 
+CHECKPOINT = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+"""The media type of a checkpoint that a task can be restored from."""
 NEVER = Timestamp(seconds=-62_135_596_800)
 """Go's zero time, the first moment of the year 1: when what hasn't ended has ended."""
 _STATUS = {
@@ -38,8 +40,11 @@ class Tasks(Servicer):
             packed = typeurls.message_of(request.options, Options, "task create options")
             options = typeurls.runc_options(packed)
             checkpoint = checkpoint or packed.criu_image_path
+        blob = None
         if request.HasField("checkpoint") and not checkpoint:
-            raise Unimplemented("restoring a checkpoint from the content store", hint="restore it from its directory")
+            if request.checkpoint.media_type != CHECKPOINT:
+                raise InvalidArgument(f"unsupported checkpoint type {request.checkpoint.media_type!r}")
+            blob = digest_of(request.checkpoint.digest)
         wanted = runtime.CreateTask(
             container_id=_named(request.container_id),
             rootfs=mounts_of(request.rootfs),
@@ -47,6 +52,7 @@ class Tasks(Servicer):
             runtime=request.runtime_path,
             options=options,
             checkpoint=checkpoint,
+            checkpoint_blob=blob,
         )
         task = await call.ask(runtime.TASK_CREATE, wanted)
         return pb.CreateTaskResponse(container_id=task.container_id, pid=task.pid)
@@ -114,15 +120,14 @@ class Tasks(Servicer):
         return pb.ListPidsResponse(processes=[_info(one) for one in found.processes])
 
     async def checkpoint(self, call: Call, request: pb.CheckpointTaskRequest) -> pb.CheckpointTaskResponse:
-        """Into a directory of the client's."""
+        """Into a directory of the client's, or else into the content store."""
         asked = CheckpointOptions()
         if request.HasField("options"):
             asked = typeurls.message_of(request.options, CheckpointOptions, "task checkpoint options")
-        if not asked.image_path:
-            raise Unimplemented("a checkpoint in the content store", hint="name a directory for it: --image-path")
         wanted = runtime.CheckpointTask(
             container_id=_named(request.container_id),
             path=asked.image_path,
+            work_path=asked.work_path,
             exit=asked.exit,
             open_tcp=asked.open_tcp,
             external_unix_sockets=asked.external_unix_sockets,
@@ -130,8 +135,8 @@ class Tasks(Servicer):
             file_locks=asked.file_locks,
             empty_namespaces=list(asked.empty_namespaces),
         )
-        await call.ask(runtime.TASK_CHECKPOINT, wanted)
-        return pb.CheckpointTaskResponse()
+        made = await call.ask(runtime.TASK_CHECKPOINT, wanted)
+        return pb.CheckpointTaskResponse(descriptors=[descriptor_told(one) for one in made.descriptors])
 
     async def update(self, call: Call, request: pb.UpdateTaskRequest) -> Empty:
         """The limits of this task: the container's specification stays what its client made it."""

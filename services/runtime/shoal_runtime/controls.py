@@ -13,8 +13,9 @@ from shoal_bus.database import Database
 from shoal_bus.errors import FailedPrecondition, InvalidArgument, NotFound
 from shoal_bus.events import Topic
 from shoal_bus.message import Empty, Message
+from shoal_bus.types import AnyMessage
 
-from shoal_runtime import pids
+from shoal_runtime import checkpoints, pids
 from shoal_runtime.containers import Containers
 from shoal_runtime.restart.rows import Rows
 from shoal_runtime.spec.check import check_resources
@@ -96,12 +97,29 @@ class Controls:
             ctx.answer(tx, Empty())
         return Empty()
 
-    async def checkpoint(self, ctx: Context, request: api.CheckpointTask) -> Empty:
-        """Writes a task to a directory, which is made; one that failed leaves none."""
-        row = self._living(ctx, request.container_id)
+    async def checkpoint(self, ctx: Context, request: api.CheckpointTask) -> api.Checkpoint:
+        """Writes a task to the content store, or to a directory, which is made; what failed leaves nothing."""
+        id = request.container_id
+        row = self._living(ctx, id)
         if row["status"] == "created":
-            raise FailedPrecondition(f"container {request.container_id}: its task hasn't been started")
-        path = Path(request.path)
+            raise FailedPrecondition(f"container {id}: its task hasn't been started")
+        if request.path:
+            reply, path = api.Checkpoint(), request.path
+            await self._checkpoint_to(ctx, request, Path(path))
+        else:
+            spec = self._containers.require(ctx.namespace, id, packed=True).packed_spec or AnyMessage()
+            async with checkpoints.written_to(Path(row["bundle"])) as directory:
+                await self._supervisor.checkpoint(ctx.namespace, id, str(directory), _flags(request))
+                client = ctx.client.with_lease(ctx.lease) if ctx.lease else ctx.client
+                reply = api.Checkpoint(descriptors=await checkpoints.store(client, directory, spec))
+            path = reply.descriptors[0].digest
+        with self._db.write() as tx:
+            event = api.TaskCheckpointed(container_id=id, checkpoint=path)
+            tx.emit(ctx.namespace, api.TASKS_CHECKPOINTED, event)
+            ctx.answer(tx, reply)
+        return reply
+
+    async def _checkpoint_to(self, ctx: Context, request: api.CheckpointTask, path: Path) -> None:
         if not path.is_absolute():
             raise InvalidArgument(f"path {request.path!r}: must be absolute")
         try:
@@ -114,11 +132,6 @@ class Controls:
             if made:
                 await asyncio.to_thread(shutil.rmtree, path, True)
             raise
-        with self._db.write() as tx:
-            event = api.TaskCheckpointed(container_id=request.container_id, checkpoint=str(path))
-            tx.emit(ctx.namespace, api.TASKS_CHECKPOINTED, event)
-            ctx.answer(tx, Empty())
-        return Empty()
 
     async def resize(self, ctx: Context, request: api.ResizeTask) -> Empty:
         """Sets the size of a process's terminal."""
@@ -159,6 +172,8 @@ def _flags(request: api.CheckpointTask) -> list[str]:
         "--file-locks": request.file_locks,
     }
     flags = [flag for flag, wanted in chosen.items() if wanted]
+    if request.work_path:
+        flags += ["--work-path", request.work_path]
     for namespace in request.empty_namespaces:
         flags += ["--empty-ns", namespace]
     return flags

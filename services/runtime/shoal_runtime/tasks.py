@@ -23,6 +23,7 @@ from shoal_bus.filters import Field, compile_filters
 from shoal_bus.message import now, pack
 from shoal_bus.types import Mount, Stdio
 
+from shoal_runtime import checkpoints
 from shoal_runtime.bundles import Bundles
 from shoal_runtime.containers import Containers
 from shoal_runtime.execs import Execs
@@ -56,7 +57,8 @@ class Tasks:
     async def create(self, ctx: Context, request: api.CreateTask) -> api.Task:
         return await self.begin(
             ctx, request.container_id, request.rootfs, request.stdio, runtime=request.runtime,
-            options=request.options, checkpoint=request.checkpoint, answers=True,
+            options=request.options, checkpoint=request.checkpoint, checkpoint_blob=request.checkpoint_blob or "",
+            answers=True,
         )  # fmt: skip
 
     async def start(self, ctx: Context, request: api.ProcessRequest) -> api.Task:
@@ -114,6 +116,7 @@ class Tasks:
         runtime: str = "",
         options: api.RuncOptions | None = None,
         checkpoint: str = "",
+        checkpoint_blob: str = "",
         answers: bool = False,
     ) -> api.Task:
         """Creates a task, as a step of the request `ctx`; undone if it fails. `answers`: the task is its answer."""
@@ -132,6 +135,8 @@ class Tasks:
         if found is not None and found["request_id"] != ctx.id:
             raise AlreadyExists(f"container {id}: has a task already", hint="delete it first")
         bundle = self._bundles.path(ctx.namespace, id)
+        if checkpoint_blob:
+            checkpoint = str(checkpoints.fetched_to(bundle))
         with self._db.write() as tx:
             ctx.begin(tx)
             self._exits.forget(tx, ctx.namespace, id)
@@ -143,6 +148,8 @@ class Tasks:
             )  # fmt: skip
         try:
             self._bundles.make(ctx.namespace, id, fit_to_host(container.spec))
+            if checkpoint_blob:
+                await checkpoints.fetch(ctx.client, checkpoint_blob, bundle)
             pid = await self._make(ctx, container, rootfs, stdio, program, chosen, checkpoint)
         except Exception:
             # A cancelled one (this copy stops) stays, for the copy that resumes it.

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from shoal_bus.api.runtime.options import Capability, ConsoleSize
 from shoal_bus.identifiers import Identifier, check_identifier
 from shoal_bus.message import Empty, Message, Request
-from shoal_bus.types import Filter, Mount, Stdio
+from shoal_bus.types import Descriptor, Digest, Filter, Mount, Stdio
 from shoal_bus.verb import StreamVerb, Verb, behaves
 
 Status = Literal["creating", "created", "running", "paused", "stopped"]
@@ -69,8 +69,8 @@ class RuncOptions(Message):
 class CreateTask(TaskRequest):
     """A task, created and not started. `rootfs` is what its snapshot's `Mount` list says.
 
-    `checkpoint` is the directory of a checkpoint to restore instead; `options` and `runtime` win over the container's
-    own.
+    `checkpoint` is the directory of a checkpoint to restore instead, or `checkpoint_blob` an archive of one in the
+    content store; `options` and `runtime` win over the container's own.
     """
 
     rootfs: list[Mount] = []
@@ -78,6 +78,7 @@ class CreateTask(TaskRequest):
     runtime: str = ""
     options: RuncOptions | None = None
     checkpoint: str = ""
+    checkpoint_blob: Digest | None = None
 
 
 class ExecTask(TaskRequest):
@@ -156,15 +157,25 @@ class UpdateTask(TaskRequest):
 
 
 class CheckpointTask(TaskRequest):
-    """`path` is the directory the checkpoint is written to: CRIU's image files. `exit` ends the container then."""
+    """`path` is the directory the checkpoint is written to: CRIU's image files; empty is the content store.
 
-    path: str
+    `exit` ends the container then. CRIU's logs are left in `work_path`, where one is given.
+    """
+
+    path: str = ""
+    work_path: str = ""
     exit: bool = False
     open_tcp: bool = False
     external_unix_sockets: bool = False
     terminal: bool = False
     file_locks: bool = False
     empty_namespaces: list[str] = []
+
+
+class Checkpoint(Message):
+    """A checkpoint in the content store: an archive of its image files, and the specification; else nothing."""
+
+    descriptors: list[Descriptor] = []
 
 
 class ProcessInfo(Message):
@@ -243,9 +254,11 @@ TASK_CHECKPOINT = Verb(
     "task",
     "checkpoint",
     CheckpointTask,
-    Empty,
+    Checkpoint,
     mutates=True,
-    behaviour=behaves("Writes a running task to a directory, with CRIU, so that it can be restored.", *_RUNTIME),
+    behaviour=behaves(
+        "Writes a running task to a directory or the content store, with CRIU, so that it can be restored.", *_RUNTIME
+    ),
 )
 TASK_WAIT = Verb(
     "runtime",
