@@ -250,9 +250,13 @@ async def test_a_sandbox_runs_until_it_is_stopped_and_its_containers_with_it(run
         waiting = asyncio.ensure_future(mine.ask(f"{CONTROLLER}/Wait", wait))
         await asyncio.sleep(0.3)
         assert not waiting.done()
-        await mine.ask(
-            f"{CONTROLLER}/Stop", pb.ControllerStopRequest(sandbox_id="pod", sandboxer="shim", timeout_secs=1)
-        )
+        await mine.create("pod")
+        stop = pb.ControllerStopRequest(sandbox_id="pod", sandboxer="shim", timeout_secs=3)
+        stopping = asyncio.ensure_future(mine.ask(f"{CONTROLLER}/Stop", stop))
+        await asyncio.sleep(0.3)
+        await mine.update(Sandbox(sandbox_id="pod", labels={"a": "b"}), "labels.a")  # what is stored is another matter
+        assert not stopping.done()
+        await stopping
         exits = {id: (await running.wait(id)).exit_status for id in ("stubborn", "willing")}
         assert exits == {"stubborn": 137, "willing": 3}
         ended = await waiting

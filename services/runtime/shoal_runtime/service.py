@@ -26,6 +26,7 @@ from shoal_runtime.restart.start import Starts
 from shoal_runtime.run import Runs
 from shoal_runtime.runtime_info import RuntimeInfos
 from shoal_runtime.sandboxes import controller as sandboxes
+from shoal_runtime.sandboxes import store as stored
 from shoal_runtime.sandboxes.controller import SandboxController, SandboxStopped
 from shoal_runtime.sandboxes.store import SandboxStore
 from shoal_runtime.schema import MIGRATIONS
@@ -117,11 +118,11 @@ async def setup(process: Process) -> None:
     service.handle(api.EVENT_PUBLISH, published.publish, lock=lambda _: PUBLISHED_LOCK, begins_itself=True)
     service.handle(api.RUNTIME_INFO, RuntimeInfos(process.node.runtime).info)
     store = SandboxStore(database)
-    service.handle(api.SANDBOX_CREATE, store.create, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
+    service.handle(api.SANDBOX_CREATE, store.create, lock=lambda r: stored.lock_of(r.id), begins_itself=True)
     service.handle(api.SANDBOX_GET, store.get)
     service.stream(api.SANDBOX_LIST, store.list)
-    service.handle(api.SANDBOX_UPDATE, store.update, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
-    service.handle(api.SANDBOX_DELETE, store.delete, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
+    service.handle(api.SANDBOX_UPDATE, store.update, lock=lambda r: stored.lock_of(r.id), begins_itself=True)
+    service.handle(api.SANDBOX_DELETE, store.delete, lock=lambda r: stored.lock_of(r.id), begins_itself=True)
     controller = SandboxController(
         database, containers, exits, lambda stopped: service.broadcast_soon(_SANDBOX, stopped.pack())
     )

@@ -18,6 +18,11 @@ _REPLACED = ("labels", "extensions", "spec", "runtime")
 """What an update without fields replaces."""
 
 
+def lock_of(id: str) -> str:
+    """The lock of a record: not that of what runs, which may be held for as long as that takes to end."""
+    return f"stored-sandbox/{id}"
+
+
 class SandboxStore:
     """The sandbox records of every namespace."""
 
