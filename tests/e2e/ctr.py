@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import pytest
 from tests.support import bundle, containerd
 from tests.support.gateway import ctr, lines_of
 from tests.support.gateway_tasks import GatewayNode
+from tests.support.leaks import remove_cgroups
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,20 @@ def ours_of(node: GatewayNode) -> Side:
 def running_theirs(directories: pytest.TempPathFactory) -> Iterator[Side]:
     """Containerd's side for a block, at whose end nothing of it runs."""
     rootfs = bundle.busybox_rootfs(directories.mktemp("theirs") / "rootfs")
-    with containerd.running() as daemon:
-        side = Side(daemon.socket, f"theirs{os.getpid()}", rootfs)
-        try:
-            yield side
-        finally:
-            for id in side.ok("tasks", "ls", "-q").split():
-                side.ctr("tasks", "kill", "--signal", "KILL", id)
-                time.sleep(0.2)
-                side.ctr("tasks", "rm", "--force", id)
+    namespace = f"theirs{os.getpid()}"
+    try:
+        with containerd.running() as daemon:
+            side = Side(daemon.socket, namespace, rootfs)
+            try:
+                yield side
+            finally:
+                for id in side.ok("tasks", "ls", "-q").split():
+                    side.ctr("tasks", "kill", "--signal", "KILL", id)
+                    time.sleep(0.2)
+                    side.ctr("tasks", "rm", "--force", id)
+    finally:  # what it leaves of a namespace
+        remove_cgroups(namespace)
+        shutil.rmtree(Path("/run/containerd/runc") / namespace, ignore_errors=True)
 
 
 def same(ours: Side, theirs: Side, *command: str) -> subprocess.CompletedProcess[str]:

@@ -417,6 +417,9 @@ async def test_what_can_not_be_transferred_has_its_code(client: TransferClient, 
         end = OCIRegistry(reference=remote.reference, resolver=resolver)
         assert await refused(client, end, local) == "UNIMPLEMENTED"
     assert await refused(client, ImageImportStream(stream="not-open"), ImageStore()) == "NOT_FOUND"
+    for name in ("nosuch", "no.such/*"):
+        unpacks = [UnpackConfiguration(platform=AMD64, snapshotter=name)]
+        assert await refused(client, remote, ImageStore(name="x", unpacks=unpacks)) == "INVALID_ARGUMENT"
     request = TransferRequest(source=Any(type_url=OCIRegistry.DESCRIPTOR.full_name, value=b"\xff"))
     assert (await refusal(client.channel, TRANSFER, request, metadata=client.metadata))[0] == "INVALID_ARGUMENT"
     assert (await refusal(client.channel, TRANSFER, TransferRequest(), metadata=client.metadata))[0] == "UNIMPLEMENTED"

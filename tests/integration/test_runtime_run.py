@@ -135,7 +135,11 @@ async def test_a_bridged_run_has_its_address_and_its_network_goes_with_it(node: 
 async def test_a_run_that_fails_leaves_nothing(node: RuntimeNode, reference: str) -> None:
     fails: list[tuple[api.RunTask, type[Exception], str]] = [
         (api.RunTask(id="one", image="docker.io/library/nowhere:1"), NotFound, "nowhere"),
-        (api.RunTask(id="one", image=reference, runtime="no-such-runtime"), FailedPrecondition, "runtime no-such-run"),
+        (
+            api.RunTask(id="one", image=reference, runtime="no-such-runtime"),
+            FailedPrecondition,
+            '"no-such-runtime" not',
+        ),
         (api.RunTask(id="one", image=reference, user="nobody-here"), InvalidArgument, "nobody-here"),
         (api.RunTask(id="one", image=reference, network=api.RunNetwork(mode="bridge")), InvalidArgument, "address"),
         (api.RunTask(id="one", image=reference, args=["x"], cwd="nowhere"), InvalidArgument, "cwd"),

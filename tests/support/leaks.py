@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def cgroups_of(pattern: str) -> list[Path]:
     """Where the cgroups are whose path is like `pattern`: one place with cgroup v2, one for each hierarchy with v1."""
     root = Path("/sys/fs/cgroup")
     return [path for path in (*root.glob(pattern), *root.glob(f"*/{pattern}")) if path.is_dir()]
+
+
+def remove_cgroups(name: str) -> None:
+    """Removes the cgroups of that name at the top of each hierarchy, with what is below, where nothing runs in them."""
+    for top in [Path("/sys/fs/cgroup") / name, *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
+        for directory, _, _ in os.walk(top, topdown=False):
+            with suppress(OSError):
+                Path(directory).rmdir()
 
 
 def lives(pid: int) -> bool:

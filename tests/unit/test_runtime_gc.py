@@ -34,13 +34,14 @@ def context() -> Context:
 
 
 def container(database: Database, id: str, key: str, **labels: str) -> None:
-    columns = (
-        "namespace, id, request_id, image, labels, runtime, options, snapshotter, snapshot_key, network, spec,"
-        " created_at, updated_at"
-    )
-    values: tuple[Any, ...] = ("ns", id, "r", "", pack(labels), "runc", b"", "", key, "", pack({}), 0.0, 0.0)
+    values: dict[str, Any] = {
+        "namespace": "ns", "id": id, "request_id": "r", "image": "", "labels": pack(labels), "runtime": "runc",
+        "options": b"", "snapshotter": "", "snapshot_key": key, "network": "", "spec": pack({}), "created_at": 0.0,
+        "updated_at": 0.0,
+    }  # fmt: skip
     with database.write() as tx:
-        tx.execute(f"INSERT INTO containers ({columns}) VALUES ({', '.join('?' * len(values))})", values)
+        marks = ", ".join("?" * len(values))
+        tx.execute(f"INSERT INTO containers ({', '.join(values)}) VALUES ({marks})", list(values.values()))
 
 
 def sandbox(database: Database, id: str, **labels: str) -> None:

@@ -80,7 +80,7 @@ class Transfer(Servicer):
         origin = _registry(source, stream)
         told.say(f"Resolving from {origin}")
         platform, all_platforms = image_store.platforms_of(target.platforms)
-        unpacks = image_store.unpacking(target, self._snapshotter)
+        unpacks = await image_store.unpacking(call, target, self._snapshotter)
         first_platform, snapshotter = unpacks[0] if unpacks else (platform, "")
         name = target.name or str(image_reference.parse(source.reference))
         told.say(f"Pulling from {origin}")
@@ -141,7 +141,7 @@ class Transfer(Servicer):
             raise Unimplemented(f"image {target.name}: the index of an archive can't be stored by a name of its own")
         prefix = _prefix(target)
         platform, all_platforms = image_store.platforms_of(target.platforms)
-        unpacks = image_store.unpacking(target, self._snapshotter)
+        unpacks = await image_store.unpacking(call, target, self._snapshotter)
         bytes_of = stream(source.stream)
         told.say("Importing")
         with archives.entry(self._state) as entry:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from shoal_bus.api import content
+from shoal_bus.api import content, snapshot
 from shoal_bus.collection import EXPIRE
-from shoal_bus.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from shoal_bus.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable, Unimplemented
+from shoal_bus.identifiers import check_identifier
 from shoal_bus.types import Descriptor
 
 from shoal_gateway.call import Call
@@ -28,9 +29,16 @@ def platform_text(platform: Platform) -> str:
     return "/".join(filter(None, (platform.os, platform.architecture, platform.variant)))
 
 
-def unpacking(end: ImageStore, default: str) -> list[tuple[str, str]]:
-    """What is to be unpacked where: platforms, and snapshotters."""
-    return [(platform_text(one.platform), one.snapshotter or default) for one in end.unpacks]
+async def unpacking(call: Call, end: ImageStore, default: str) -> list[tuple[str, str]]:
+    """What is to be unpacked where: platforms, and snapshotters. INVALID_ARGUMENT for one that isn't there."""
+    wanted = [(platform_text(one.platform), one.snapshotter or default) for one in end.unpacks]
+    for name in {name for _, name in wanted} - {snapshot.DEFAULT}:
+        try:
+            check_identifier(name, "snapshotter")
+            await call.ask(snapshot.SNAPSHOT_INFO.on(name), snapshot.SnapshotterRequest())
+        except Unavailable:
+            raise InvalidArgument(f"snapshotter not loaded: {name}") from None
+    return wanted
 
 
 def further_names(end: ImageStore, target: Descriptor) -> list[str]:
