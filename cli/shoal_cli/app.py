@@ -12,6 +12,7 @@ from shoal_bus.errors import ShoalError
 
 from shoal_cli import telling
 from shoal_cli.commands import (
+    containerd,
     containers,
     content,
     events,
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 for family in (node, images, registry, gc, containers, tasks, stats, events):
     app.add_typer(family.app)
+app.add_typer(containerd.app, name="containerd")
 app.add_typer(image.app, name="image")
 app.add_typer(network.app, name="network")
 app.add_typer(content.app, name="content")

@@ -21,6 +21,11 @@ SOCKET = "containerd.sock"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", type=Path, help=f"the Unix socket (default: <state>/{SOCKET})")
+    parser.add_argument("--socket-uid", type=int, default=0, help="the user who owns it (its mode is 0660)")
+    parser.add_argument("--socket-gid", type=int, default=0, help="the group that may use it, too")
+    parser.add_argument(
+        "--snapshotter", default="", help="where transferred images are unpacked whose client doesn't say"
+    )
     parser.add_argument(
         "--http", default="", metavar="[HOST]:PORT", help="serve /healthz, /readyz and /metrics (default: don't)"
     )
@@ -39,7 +44,9 @@ async def setup(process: Process) -> None:
         from shoal_gateway.http import Endpoints, serving_http  # aiohttp's memory, only where it is wanted
 
         await stack.enter_async_context(serving_http(process.args.http, Endpoints(client, metrics)))
-    await stack.enter_async_context(serving(address, servicers(node, client, live, metrics, version), client, metrics))
+    owner = process.args.socket_uid, process.args.socket_gid
+    services = servicers(node, client, live, metrics, version, snapshotter=process.args.snapshotter)
+    await stack.enter_async_context(serving(address, services, client, metrics, owner=owner))
     await stack.enter_async_context(dispatching(process))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
 from shoal_bus import wire
 from shoal_bus.client import TIMEOUT_SECONDS, Client
-from shoal_bus.errors import FailedPrecondition
+from shoal_bus.errors import FailedPrecondition, InvalidArgument, ShoalError
 from shoal_bus.identifiers import check_identifier
 from shoal_bus.message import Message, Request
 from shoal_bus.verb import AnyVerb, OperationVerb, StreamVerb, Verb
@@ -26,6 +27,7 @@ LEASE_HEADER = "containerd-lease"
 TRACE_HEADER = "traceparent"
 PATIENCE_SECONDS = 3.0
 """How long a call waits for a service that isn't there: as long as one takes to be started again."""
+UNDO_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,16 @@ class Call:
 
     @property
     def lease(self) -> str:
-        """The lease under which the caller makes what it makes; empty for none. INVALID_ARGUMENT."""
+        """The lease under which the caller makes what it makes; empty for none. INVALID_ARGUMENT.
+
+        Clients call theirs what they like: a path, or digits and dashes.
+        """
         lease = self.metadata.get(LEASE_HEADER, "")
-        return check_identifier(lease, "lease") if lease else ""
+        if len(lease) > wire.LONGEST_LEASE or not lease.isprintable():
+            raise InvalidArgument(
+                f"lease {lease[:40]!r}: must be printable, of {wire.LONGEST_LEASE} characters at most"
+            )
+        return lease
 
     @property
     def log(self) -> Any:
@@ -73,20 +82,43 @@ class Call:
         """The W3C trace context it came with."""
         return self.metadata.get(TRACE_HEADER, "")
 
+    @property
+    def largest(self) -> int:
+        """How many bytes one request on the bus may have."""
+        return self._client.connection.max_payload - wire.HEADROOM
+
     def left(self) -> float:
         """Seconds the client still waits, at most what one call on the bus may take."""
         return TIMEOUT_SECONDS if self.ends is None else min(TIMEOUT_SECONDS, max(0.0, self.ends - time.monotonic()))
 
-    async def ask(self, verb: Verb[Req, Rep], request: Req, *, step: str = "", namespace: str = "") -> Rep:
+    async def ask(
+        self,
+        verb: Verb[Req, Rep],
+        request: Req,
+        *,
+        step: str = "",
+        namespace: str = "",
+        patience: float = PATIENCE_SECONDS,
+        long: bool = False,
+    ) -> Rep:
         """The reply of the service that answers `verb`, within the time that is left.
 
         A call that sends the same verb more than once names its `step`, since each is done once by its id. A verb that
-        waits may take as long as the client does. `namespace` is another one than the caller's.
+        waits, or is asked for `long` work, may take as long as the client does. `namespace` is another one than the
+        caller's; `patience` is for a service that isn't there.
         """
         return await self._on(verb, namespace).call(
-            verb, request, id=f"{self.id}.{step or verb.name}", timeout=self._limit() if verb.waits else self.left(),
-            patience=PATIENCE_SECONDS, trace=self.trace,
+            verb, request, id=f"{self.id}.{step or verb.name}", patience=patience, trace=self.trace,
+            timeout=self._limit() if verb.waits or long else self.left(),
         )  # fmt: skip
+
+    async def undo(self, verb: Verb[Req, Rep], request: Req, *, step: str = "") -> None:
+        """Undoes what this call began, in a time of its own, as the client's may be up; best effort."""
+        with suppress(ShoalError):
+            await self._on(verb).call(
+                verb, request, id=f"{self.id}.{step or verb.name}", timeout=UNDO_SECONDS, patience=UNDO_SECONDS / 2,
+                trace=self.trace,
+            )  # fmt: skip
 
     async def operate(
         self,

@@ -1,4 +1,4 @@
-"""The gateway's Unix socket: there at once or not at all, root's alone, and shared by the copies of one node.
+"""The gateway's Unix socket: there at once or not at all, its owner's alone, and shared by the copies of one node.
 
 gRPC binds a name of this copy's own beside the path; the path itself is a hard link to it, put in place by rename(2).
 So there is no moment in which the path is missing, refuses, or is open to more than its mode says. A Unix socket can't
@@ -30,8 +30,9 @@ _CONNECT_SECONDS = 1.0
 class Listener:
     """The path clients connect to, and this copy's own name beside it, which gRPC is to bind."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+    def __init__(self, path: Path, owner: tuple[int, int] = (0, 0)) -> None:
+        """`owner` is the user and the group that the socket belongs to."""
+        self.path, self._owner = path.absolute(), owner
         self.own = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         if len(os.fsencode(self.own)) > _LONGEST:
             room = _LONGEST - len(self.own.name) + len(self.path.name)
@@ -53,6 +54,8 @@ class Listener:
             yield f"unix:{self.own}"
         finally:
             os.umask(mask)
+        if any(self._owner):
+            os.chown(self.own, *self._owner)
 
     @asynccontextmanager
     async def published(self) -> AsyncIterator[None]:

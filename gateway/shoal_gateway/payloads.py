@@ -8,11 +8,14 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from google.protobuf import descriptor_pool
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
+from shoal_bus.api.runtime import EVENTS_PUBLISHED, EventPublished
 from shoal_bus.consumer import Received
 from shoal_bus.events import Event
 
@@ -74,14 +77,31 @@ class Forwarded:
         return self.event.namespace if self.event.namespace != "_" else ""
 
     @cached_property
-    def payload(self) -> Message:
-        """The topic's own message."""
+    def published(self) -> EventPublished | None:
+        """What a client has published, if the event is one of those."""
+        return EventPublished.of(self.event.payload) if self.event.topic == EVENTS_PUBLISHED.name else None
+
+    @property
+    def topic(self) -> str:
+        """As subscribers see it."""
+        return self.published.topic if self.published is not None else self.event.topic
+
+    @cached_property
+    def payload(self) -> Message | None:
+        """The topic's own message; None for a client's, where its type isn't known here or it can't be read as that."""
+        if self.published is not None:
+            return unpacked(self.published.type_url, self.published.value)
         return payload_of(self.event.topic, self.event.payload)
 
     @cached_property
     def data(self) -> bytes:
-        """The envelope's bytes."""
-        envelope = Envelope(namespace=self.namespace, topic=self.event.topic)
+        """The envelope's bytes. A client's event is in it byte for byte as it was published."""
+        envelope = Envelope(namespace=self.namespace, topic=self.topic)
+        if self.published is not None:
+            envelope.timestamp.seconds, envelope.timestamp.nanos = self.published.seconds, self.published.nanos
+            envelope.event.type_url, envelope.event.value = self.published.type_url, self.published.value
+            return envelope.SerializeToString()
+        assert self.payload is not None
         envelope.timestamp.FromDatetime(self.event.timestamp)
         envelope.event.CopyFrom(
             AnyMessage(type_url=self.payload.DESCRIPTOR.full_name, value=self.payload.SerializeToString())
@@ -92,11 +112,11 @@ class Forwarded:
         """What containerd's filter language sees: `topic`, `namespace`, and `event.<field>` of the payload."""
         match path:
             case ["topic"]:
-                return self.event.topic or None
+                return self.topic or None
             case ["namespace"]:
                 return self.namespace or None
             case ["event", *rest] if rest:
-                return field_of(self.payload, rest)
+                return field_of(self.payload, rest) if self.payload is not None else None
             case _:
                 return None
 
@@ -112,6 +132,15 @@ def payload_of(topic: str, payload: dict[str, Any]) -> Message:
     if topic == "/containers/create":
         return _created(payload)
     return ParseDict(_json(payload), kind(), ignore_unknown_fields=kind is not Struct)
+
+
+def unpacked(type_url: str, value: bytes) -> Message | None:
+    """The message that an Any holds; None where its type isn't one of containerd's, or `value` isn't of that type."""
+    try:
+        descriptor = descriptor_pool.Default().FindMessageTypeByName(type_url.rpartition("/")[2])
+        return GetMessageClass(descriptor).FromString(value)
+    except (KeyError, DecodeError):
+        return None
 
 
 def _created(payload: dict[str, Any]) -> container_pb2.ContainerCreate:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal_bus import restart
+from shoal_bus.api import snapshot
 from shoal_bus.errors import Code
 
 from shoal_gateway.proto.containerd.services.introspection.v1.introspection_pb2 import Plugin
@@ -29,38 +30,83 @@ class Kind:
     place: str = ""
     """Where it keeps its things, below the node's root."""
     capabilities: Sequence[str] = ()
+    exports: Mapping[str, str] = field(default_factory=dict)
 
 
 CONTENT = "io.containerd.content.v1"
-METADATA = "io.containerd.metadata.v1"
-SNAPSHOTTER = "io.containerd.snapshotter.v1"
-RUNTIME = "io.containerd.runtime.v2"
-INTERNAL = "io.containerd.internal.v1"
+DIFFER = "io.containerd.differ.v1"
 EVENT = "io.containerd.event.v1"
-SERVICE = "io.containerd.service.v1"
+GC = "io.containerd.gc.v1"
 GRPC = "io.containerd.grpc.v1"
+INTERNAL = "io.containerd.internal.v1"
+LEASE = "io.containerd.lease.v1"
+METADATA = "io.containerd.metadata.v1"
+MONITOR = "io.containerd.monitor.task.v1"
+POD_CONTROLLER = "io.containerd.podsandbox.controller.v1"
+RUNTIME = "io.containerd.runtime.v2"
+SANDBOX_CONTROLLER = "io.containerd.sandbox.controller.v1"
+SANDBOX_STORE = "io.containerd.sandbox.store.v1"
+SERVICE = "io.containerd.service.v1"
+SHIM = "io.containerd.shim.v1"
+SNAPSHOTTER = "io.containerd.snapshotter.v1"
+STREAMING = "io.containerd.streaming.v1"
+TRANSFER = "io.containerd.transfer.v1"
+_METADATA = "content/metadata.db"
 
 SERVICES = (
     Kind(CONTENT, "content", "content", place="content"),
+    Kind(DIFFER, "walking", "snapshot", (METADATA,), platforms=True),
     Kind(EVENT, "exchange"),
+    Kind(GC, "scheduler", "content", (METADATA,)),
     # nerdctl asks for it, by its id and with these words, before it labels a container with a restart policy.
     Kind(INTERNAL, "restart", "runtime", (EVENT, SERVICE), capabilities=restart.NAMES),
-    Kind(RUNTIME, "task", "runtime", (EVENT, CONTENT, SNAPSHOTTER), platforms=True),
+    Kind(LEASE, "manager", "content", (METADATA,)),
+    # A namespace sees the blobs that it has fetched or written itself, and no others.
+    Kind(
+        METADATA, "bolt", "content", (CONTENT, SNAPSHOTTER), place="content/metadata.db", exports={"policy": "isolated"}
+    ),
+    Kind(MONITOR, "cgroups", "runtime", (EVENT,), platforms=True),
+    Kind(POD_CONTROLLER, "podsandbox", "runtime", (EVENT, SHIM)),
+    Kind(RUNTIME, "task", "runtime", (EVENT, METADATA, SHIM), platforms=True),
+    Kind(SANDBOX_CONTROLLER, "shim", "runtime", (EVENT, SHIM)),
+    Kind(SANDBOX_STORE, "local", "runtime", (METADATA,)),
     Kind(SERVICE, "containers-service", "runtime", (EVENT, METADATA)),
-    Kind(SERVICE, "namespaces-service", "content", (CONTENT, EVENT)),
-    Kind(SERVICE, "tasks-service", "runtime", (EVENT, RUNTIME, METADATA)),
+    Kind(SERVICE, "content-service", "content", (METADATA,)),
+    Kind(SERVICE, "diff-service", "snapshot", (DIFFER,)),
+    Kind(SERVICE, "images-service", "content", (METADATA, GC)),
     Kind(SERVICE, "introspection-service"),
-    Kind(SNAPSHOTTER, "overlayfs", "snapshot", platforms=True, place="snapshot"),
+    Kind(SERVICE, "leases-service", "content", (LEASE,)),
+    Kind(SERVICE, "namespaces-service", "content", (METADATA, EVENT)),
+    Kind(SERVICE, "snapshots-service", "snapshot", (METADATA,)),
+    Kind(SERVICE, "tasks-service", "runtime", (EVENT, RUNTIME, METADATA)),
+    Kind(SHIM, "manager", "runtime", (EVENT, METADATA)),
+    Kind(STREAMING, "manager"),
+    Kind(TRANSFER, "local", "content", (METADATA, LEASE, DIFFER), platforms=True),
 )
 """What containerd has too. Shoal's network service has no counterpart there."""
+_FIRST_SNAPSHOTTER = Kind(SNAPSHOTTER, snapshot.DEFAULT, "snapshot", platforms=True)
+"""The one that is there whatever the snapshot service says, and while it doesn't."""
 
 
-def plugins(root: Path, answering: Collection[str], served: Mapping[str, str]) -> list[Plugin]:
+def plugins(
+    root: Path,
+    answering: Collection[str],
+    served: Mapping[str, str],
+    snapshotters: Collection[snapshot.SnapshotterInfo] = (),
+) -> list[Plugin]:
     """Every plugin. One whose service isn't among `answering` has an `init_err`.
 
-    `served` maps the id of each gRPC plugin to the service it depends on (empty: none).
+    `served` maps the id of each gRPC plugin to the service it depends on (empty: none); `snapshotters` are those that
+    work on this node.
     """
     kinds = [*SERVICES, *(Kind(GRPC, id, service) for id, service in served.items())]
+    kinds += [
+        Kind(
+            SNAPSHOTTER, one.name, platforms=True, capabilities=one.capabilities,
+            exports={"root": one.root} if one.root else {},
+        )
+        for one in snapshotters
+    ] or [_FIRST_SNAPSHOTTER]  # fmt: skip
     return [_plugin(kind, root, answering) for kind in sorted(kinds, key=lambda kind: (kind.type, kind.id))]
 
 
@@ -69,7 +115,8 @@ def _plugin(kind: Kind, root: Path, answering: Collection[str]) -> Plugin:
     if kind.platforms:
         plugin.platforms.append(host_platform())
     if kind.place:
-        plugin.exports["root"] = str(root / kind.place)
+        plugin.exports["path" if kind.type == METADATA else "root"] = str(root / kind.place)
+    plugin.exports.update(kind.exports)
     if kind.service and kind.service not in answering:
         plugin.init_err.code = Code.UNAVAILABLE
         plugin.init_err.message = f"shoal's {kind.service} service doesn't answer on this node"

@@ -60,6 +60,17 @@ def snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
+class _Gone(Exception):
+    """The client isn't there any more: there is nobody to tell anything."""
+
+
+async def _write(context: Any, data: bytes) -> None:
+    try:
+        await context.write(data)
+    except grpc.aio.InternalError:  # what grpc raises where the connection has been closed meanwhile
+        raise _Gone from None
+
+
 class _Binding:
     """One method."""
 
@@ -99,7 +110,10 @@ class _Binding:
                 async with aclosing(begin(call)) as items:
                     async for item in items:
                         # Writing waits for a client that is slow, and so does the generator.
-                        await context.write(item if isinstance(item, bytes) else item.SerializeToString())
+                        await _write(context, item if isinstance(item, bytes) else item.SerializeToString())
+                return
+            except _Gone:
+                outcome.code = grpc.StatusCode.CANCELLED
                 return
             except Exception as error:  # noqa: BLE001 (every exception is told, as a status)
                 outcome.code, message = self._refused(call, error)

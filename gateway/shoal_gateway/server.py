@@ -14,16 +14,27 @@ from shoal_bus.errors import FailedPrecondition
 from shoal_bus.node import Node
 
 from shoal_gateway.containerd.containers import Containers
+from shoal_gateway.containerd.content import Content
+from shoal_gateway.containerd.diff import Diff
 from shoal_gateway.containerd.events import Events
+from shoal_gateway.containerd.images import Images
 from shoal_gateway.containerd.introspection import Introspection
+from shoal_gateway.containerd.leases import Leases
+from shoal_gateway.containerd.mounts import Mounts
 from shoal_gateway.containerd.namespaces import Namespaces
+from shoal_gateway.containerd.sandbox_controller import SandboxController
+from shoal_gateway.containerd.sandbox_store import SandboxStore
+from shoal_gateway.containerd.snapshots import Snapshots
+from shoal_gateway.containerd.streaming import Streaming
 from shoal_gateway.containerd.tasks import Tasks
+from shoal_gateway.containerd.transfer import Transfer
 from shoal_gateway.containerd.version import Version
 from shoal_gateway.health import Health
 from shoal_gateway.listener import Listener
 from shoal_gateway.live import LiveEvents
 from shoal_gateway.metrics import Metrics
 from shoal_gateway.rpc import Servicer, bind
+from shoal_gateway.streams import Streams
 
 log = structlog.get_logger(__name__)
 
@@ -33,32 +44,60 @@ DRAIN_SECONDS = 3.0
 """How long calls under way may take to finish when the gateway stops; subscribers are ended then."""
 PLUGINS = {
     "containers": "runtime",
+    "content": "content",
+    "diff": "snapshot",
     "events": "",
     "healthcheck": "",
+    "images": "content",
     "introspection": "",
+    "leases": "content",
+    "mounts": "",
     "namespaces": "content",
+    "sandbox-controllers": "runtime",
+    "sandboxes": "runtime",
+    "snapshots": "snapshot",
+    "streaming": "",
     "tasks": "runtime",
+    "transfer": "content",
     "version": "",
 }
 """The gRPC plugins that Introspection shows, and the service each of them needs."""
 
 
-def servicers(node: Node, client: Client, live: LiveEvents, metrics: Metrics, version: str) -> list[Servicer]:
-    """Every gRPC service of the gateway."""
+def servicers(
+    node: Node, client: Client, live: LiveEvents, metrics: Metrics, version: str, *, snapshotter: str = ""
+) -> list[Servicer]:
+    """Every gRPC service of the gateway. `snapshotter` is where transferred images go whose client doesn't say."""
+    streams = Streams()
     api: list[Servicer] = [
         Version(version),
-        Introspection(node, client.connection, PLUGINS),
+        Introspection(node, client, PLUGINS, version),
         Namespaces(),
         Containers(),
         Tasks(),
         Events(live, metrics),
+        Content(),
+        Images(),
+        Leases(),
+        Snapshots(),
+        Diff(),
+        Mounts(),
+        SandboxStore(),
+        SandboxController(),
+        Streaming(streams),
+        Transfer(streams, node.state, snapshotter),
     ]
     return [*api, Health(client.connection, [one.service.full_name for one in api])]
 
 
 @asynccontextmanager
-async def serving(path: Path, services: Sequence[Servicer], client: Client, metrics: Metrics) -> AsyncIterator[None]:
-    """Serves on the Unix socket at `path` for a block. At its end the path goes, then calls may finish."""
+async def serving(
+    path: Path, services: Sequence[Servicer], client: Client, metrics: Metrics, *, owner: tuple[int, int] = (0, 0)
+) -> AsyncIterator[None]:
+    """Serves on the Unix socket at `path`, of the user and group `owner`, for a block.
+
+    At its end the path goes, then calls may finish.
+    """
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", LARGEST_REQUEST),
@@ -69,7 +108,7 @@ async def serving(path: Path, services: Sequence[Servicer], client: Client, metr
     server.add_generic_rpc_handlers([bind(one, client, metrics) for one in services])
     names = [one.service.full_name for one in services]
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-    listener = Listener(path)
+    listener = Listener(path, owner)
     with listener.binding() as address:
         try:
             server.add_insecure_port(address)

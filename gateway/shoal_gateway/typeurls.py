@@ -67,3 +67,8 @@ def runc_options(options: Options) -> runtime.RuncOptions:
         criu_image_path=options.criu_image_path,
         criu_work_path=options.criu_work_path,
     )
+
+
+def packed(message: Message) -> AnyProto:
+    """A message as an Any, as containerd packs it: by its full name alone."""
+    return AnyProto(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())

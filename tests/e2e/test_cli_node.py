@@ -172,7 +172,7 @@ def test_quiet_says_nothing_while_all_is_well(fresh: Shoal) -> None:
 
 def test_containerd_flags_put_the_gateway_on_its_socket(fresh: Shoal, tmp_path: Path) -> None:
     address = tmp_path / "a" / "containerd.sock"
-    fresh.up("--address", str(address), "--log-level", "info", "--config", "/nonexistent", command="containerd")
+    fresh.up("--address", str(address), "--log-level", "info", "--config", "/dev/null", command="containerd")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.connect(str(address))
     done = subprocess.run(["ctr", "--address", str(address), "version"], capture_output=True, text=True, check=False)

@@ -131,6 +131,18 @@ async def test_operation_is_taken_over_with_its_progress(copies: Copies, client:
     assert demo.journal(copies.root) == ["work w begun", "work w resumed", "done w"]
 
 
+async def test_the_last_progress_is_told_of_work_that_is_over_at_once(copies: Copies, client: Client) -> None:
+    copies.start(2)
+    await ready(client, 2)
+    told: list[int] = []
+    work = demo.Work(name="w", steps=6, step_seconds=0)
+    item = await client.operate(demo.ITEM_RUSH, work, on_progress=lambda p: told.append(p.step), timeout=4)
+    assert item.name == "w"
+    assert len(told) == 1
+    again = await client.operate(demo.ITEM_WORK, work.model_copy(update={"name": "v"}), timeout=4)
+    assert again.name == "v"
+
+
 async def test_cancelled_call_cancels_the_operation(copies: Copies, client: Client) -> None:
     copies.start(2)
     await ready(client, 2)

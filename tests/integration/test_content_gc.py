@@ -623,3 +623,18 @@ async def test_a_foreign_snapshotter_takes_part_once_it_answers(
         await service.drain()
         locks.close()
         database.close()
+
+
+async def test_what_is_written_under_no_lease_goes_when_a_collection_is_asked_for_and_no_sooner(client: Client) -> None:
+    held = await lease(client, "held")
+    await client.with_lease(held).call(
+        content.INGEST_WRITE, content.WriteIngest(ref="leased", data=b"leased", commit=True)
+    )
+    bare = await write(client, b"bare")
+    await client.call(content.LEASE_DELETE, content.DeleteLease(id=held))
+    async with asyncio.timeout(10):  # unasked: what the lease held is gone, and no more
+        while await blobs(client) != {bare}:
+            await asyncio.sleep(0.1)
+    last = await lease(client)
+    await client.call(content.LEASE_DELETE, content.DeleteLease(id=last, sync=True))
+    assert await blobs(client) == set()

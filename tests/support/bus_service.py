@@ -65,6 +65,10 @@ ITEM_WAIT = Verb("demo", "item", "wait", Get, Item, waits=True, behaviour=behave
 ITEM_LIST = StreamVerb("demo", "item", "list", ListItems, Thing, behaviour=behaves("Things."))
 ITEM_NEST = Verb("demo", "item", "nest", Get, Empty, behaviour=behaves("Calls its own service."))
 ITEM_WORK = OperationVerb("demo", "item", "work", Work, Item, Progress, behaviour=behaves("Long work."))
+ITEM_RUSH = OperationVerb(
+    "demo", "item", "rush", Work, Item, Progress, quiet_seconds=5.0, tells_all=True,
+    behaviour=behaves("Work that is over before any progress is told."),
+)  # fmt: skip
 ITEM_BREAK = Verb("demo", "item", "break", Get, Empty, behaviour=behaves("Raises what nobody foresaw."))
 ITEMS_PUT = Topic("demo", "/items/put", Item, "name")
 
@@ -162,6 +166,7 @@ async def setup(process: Process) -> None:
     service.handle(ITEM_BREAK, demo.break_)
     service.stream(ITEM_LIST, demo.list)
     service.operate(ITEM_WORK, demo.work, undo=demo.undo)
+    service.operate(ITEM_RUSH, demo.work, undo=demo.undo)
 
 
 def journal(root: Path) -> list[str]:

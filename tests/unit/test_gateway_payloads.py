@@ -38,7 +38,7 @@ def test_images_events_have_the_package_of_the_images_service() -> None:
     assert envelope.event.type_url == "containerd.services.images.v1.ImageCreate"
 
 
-OWN = {"/content/rotten"}
+OWN = {"/content/rotten", "/events/published"}
 """Topics that containerd hasn't got."""
 
 

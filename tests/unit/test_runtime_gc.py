@@ -44,6 +44,11 @@ def container(database: Database, id: str, key: str, **labels: str) -> None:
         tx.execute(f"INSERT INTO containers ({', '.join(values)}) VALUES ({marks})", list(values.values()))
 
 
+def sandbox(database: Database, id: str, **labels: str) -> None:
+    with database.write() as tx:
+        tx.execute("INSERT INTO sandboxes VALUES ('ns', ?, ?, x'80')", (id, pack(labels)))
+
+
 async def holders(collection: Collection, context: Context, token: str) -> list[Holder]:
     return [one async for one in collection.holders(context, Epoch(token=token))]
 
@@ -74,6 +79,21 @@ async def test_what_was_held_within_the_epoch_is_told(database: Database, contex
     assert {one.id for one in await holders(collection, context, "2")} == {"b", "c"}
     with pytest.raises(Aborted):
         await holders(collection, context, "1")
+
+
+async def test_what_a_sandbox_refers_to_is_told_also_when_it_stops_within_the_epoch(
+    database: Database, context: Context
+) -> None:
+    collection = Collection(database)
+    for id in ("kept", "changed", "deleted"):
+        sandbox(database, id, **{REF: id, "other": "x"})
+    await collection.open(context, Epoch(token="1"))
+    with database.write() as tx:
+        tx.execute("DELETE FROM sandboxes WHERE id = 'deleted'")
+        tx.execute("UPDATE sandboxes SET labels = ? WHERE id = 'changed'", (pack({REF: "new"}),))
+    found = {(one.id, one.labels[REF]) for one in await holders(collection, context, "1")}
+    assert found == {("kept", "kept"), ("changed", "changed"), ("changed", "new"), ("deleted", "deleted")}
+    assert all(one.snapshots == [] for one in await holders(collection, context, "1"))
 
 
 async def test_a_run_holds_its_image_before_it_is_a_container(database: Database, context: Context) -> None:

@@ -1,4 +1,4 @@
-"""`up`, `containerd`, `nodes`, `version`."""
+"""`up`, `nodes`, `version`."""
 
 from __future__ import annotations
 
@@ -45,28 +45,6 @@ def up(
     level = "warning" if quiet else _level(log_level)
     arguments = {"content": ("--registry-config", str(registry_config.absolute()))} if registry_config else {}
     run_up(UpOptions(node, root, state, runtime, nats_url, stop_containers, level, arguments))
-
-
-@app.command()
-def containerd(
-    address: Annotated[Path, typer.Option("--address", "-a", help="The gRPC server's socket.")] = Path(
-        "/run/containerd/containerd.sock"
-    ),
-    root: Annotated[Path, typer.Option(help="What outlives a reboot.")] = Path("/var/lib/containerd"),
-    state: Annotated[Path, typer.Option(help="What doesn't.")] = Path("/run/containerd"),
-    log_level: Annotated[str, typer.Option("--log-level", "-l", help="debug, info, warn, error…")] = "info",
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="Accepted for containerd's sake, and not read.")
-    ] = Path("/etc/containerd/config.toml"),
-) -> None:
-    """Run a whole node behind containerd's flags: its gRPC API is on the socket ADDRESS."""
-    from shoal_cli.up.node import UpOptions
-    from shoal_cli.up.node import up as run_up
-
-    del config
-    level = {"trace": "debug", "warn": "warning", "fatal": "error", "panic": "error"}.get(log_level, log_level)
-    arguments = {"gateway": ("--address", str(address.absolute()))}
-    run_up(UpOptions(root=root, state=state, log_level=_level(level), arguments=arguments))
 
 
 def _level(given: str) -> str:

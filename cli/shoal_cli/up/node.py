@@ -52,6 +52,8 @@ class UpOptions:
     log_level: str = "info"
     arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Further arguments, by service."""
+    warnings: Sequence[str] = ()
+    """What to say before the first process starts."""
 
 
 def up(options: UpOptions) -> None:
@@ -84,6 +86,8 @@ class _NodeUp:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal, number)
+        for warning in self._options.warnings:
+            self._lines.say("configuration.ignored", "warning", what=warning)
         async with AsyncExitStack() as stack:
             stack.callback((self.node.state / NODE_FILE).unlink, missing_ok=True)
             self.node.save()

@@ -19,14 +19,17 @@ def load(column: str) -> Labels:
     return dict(json.loads(column))
 
 
-def updated(labels: Labels, given: Labels, fields: Sequence[str]) -> Labels:
-    """`labels` after an update: all replaced, or those that `fields` names; one given without a value goes."""
-    if not fields or "labels" in fields:
+def updated(labels: Labels, given: Labels, fields: Sequence[str], name: str = "labels") -> Labels:
+    """`labels` after an update: all replaced, or those that `fields` names; one given without a value goes.
+
+    Another map than the labels is updated by its `name`.
+    """
+    if not fields or name in fields:
         return {key: value for key, value in given.items() if value}
     changed = dict(labels)
     for path in fields:
         prefix, _, key = path.partition(".")
-        if prefix != "labels" or not key:
+        if prefix != name or not key:
             raise InvalidArgument(f"field {path!r}: can't be changed", hint="labels.<key> can")
         if given.get(key):
             changed[key] = given[key]

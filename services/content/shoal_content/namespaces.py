@@ -122,6 +122,11 @@ async def _elsewhere(client: Client) -> list[str]:
             async for _ in stream:
                 found.append("containers")
                 break
+        sandboxes = client.stream(runtime.SANDBOX_LIST, runtime.ListSandboxes(), patience=_PATIENCE_SECONDS)
+        async with aclosing(sandboxes) as stream:  # type: ignore[type-var]
+            async for _ in stream:
+                found.append("sandboxes")
+                break
     except Unavailable as error:
         log.info("namespaces.unasked", service="runtime", error=str(error))
     try:

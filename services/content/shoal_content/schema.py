@@ -15,6 +15,32 @@ CLAIMS = """
         PRIMARY KEY (namespace, digest)
     ) WITHOUT ROWID;
 """
+CLAIMS_WHILE_SEEN = """
+    CREATE TABLE claims_of_both_kinds (
+        namespace  TEXT NOT NULL,
+        digest     TEXT NOT NULL,
+        token      TEXT NOT NULL UNIQUE,
+        expires_at REAL NOT NULL,
+        while_seen INTEGER NOT NULL,   -- it goes with the namespace's right to see the blob
+        PRIMARY KEY (namespace, digest, while_seen)
+    ) WITHOUT ROWID;
+    INSERT INTO claims_of_both_kinds SELECT namespace, digest, token, expires_at, 0 FROM claims;
+    DROP TABLE claims;
+    ALTER TABLE claims_of_both_kinds RENAME TO claims;
+    CREATE INDEX claims_while_seen ON claims (digest) WHERE while_seen;
+"""
+UNLEASED = """
+    CREATE TABLE unleased (            -- blobs that clients have written under no lease
+        namespace  TEXT NOT NULL,
+        digest     TEXT NOT NULL,
+        written_at REAL NOT NULL,
+        PRIMARY KEY (namespace, digest)
+    ) WITHOUT ROWID;
+    CREATE TRIGGER blob_unleased AFTER DELETE ON visible
+    BEGIN
+        DELETE FROM unleased WHERE namespace = OLD.namespace AND digest = OLD.digest;
+    END;
+"""
 SCRUB = """
     CREATE TABLE rotten (              -- blobs whose bytes are damaged, or gone
         digest     TEXT PRIMARY KEY REFERENCES blobs (digest) ON DELETE CASCADE,
@@ -57,7 +83,7 @@ COLLECTION = """
     CREATE TABLE collection (          -- one row: the newest epoch of garbage collection
         token      TEXT NOT NULL,
         open       INTEGER NOT NULL,   -- 1 until the mark, 2 while snapshots are swept
-        wanted     INTEGER NOT NULL    -- something may have become superfluous since the last one began
+        wanted     INTEGER NOT NULL    -- 1: something may have become superfluous since the last began; 2: asked for
     );
     INSERT INTO collection VALUES ('', 0, 1);
     CREATE TABLE collection_kept (     -- what has come to be a root, or been one, within it; `type` as a lease has it
@@ -192,4 +218,6 @@ MIGRATIONS = [
     CLAIMS,
     SCRUB,
     COLLECTION,
+    CLAIMS_WHILE_SEEN,
+    UNLEASED,
 ]

@@ -93,6 +93,7 @@ async def setup(process: Process) -> None:
     service.handle(api.INGEST_OPEN, ingests.open, lock=lambda r: f"ingest/{r.ref}", begins_itself=True)
     # Recording a request with its payload first would write every byte twice.
     service.handle(api.INGEST_WRITE, ingests.write, lock=lambda r: f"ingest/{r.ref}", begins_itself=True)
+    service.handle(api.INGEST_ADVANCE, ingests.advance)
     service.handle(api.INGEST_RELEASE, ingests.release, lock=lambda r: f"ingest/{r.ref}", begins_itself=True)
     service.handle(api.INGEST_STATUS, ingests.status)
     service.stream(api.INGEST_LIST, ingests.list)

@@ -1,7 +1,7 @@
 """What containers hold, for garbage collection: their snapshots, and what their labels refer to.
 
-So do runs that aren't containers yet: their plan is in a row before they ask for a snapshot. What stops being held
-within an epoch is kept by triggers (`schema.COLLECTION`) until the epoch is closed.
+So do runs that aren't containers yet: their plan is in a row before they ask for a snapshot. A sandbox holds what its
+labels refer to. What stops being held within an epoch is kept by triggers (`schema`) until the epoch is closed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Collection:
     async def holders(self, ctx: Context, request: Epoch) -> AsyncIterator[Holder]:
         """Everything that was held at some time since the epoch was opened. ABORTED where it is no longer open."""
         # Who stops holding meanwhile is kept, so what is kept comes last.
-        for sql in (_RUNS, _CONTAINERS, _KEPT):
+        for sql in (_RUNS, _CONTAINERS, _SANDBOXES, _KEPT):
             for row in self._db.read(sql):
                 yield _run(row) if sql is _RUNS else _container(row)
         if self._db.read_one("SELECT 1 FROM collection WHERE token = ? AND open", (request.token,)) is None:
@@ -53,6 +53,7 @@ class Collection:
 
 _RUNS = "SELECT namespace, id, plan FROM runs"
 _CONTAINERS = "SELECT namespace, id, snapshotter, snapshot_key, labels FROM containers"
+_SANDBOXES = "SELECT namespace, id, '' AS snapshotter, '' AS snapshot_key, labels FROM sandboxes"
 _KEPT = "SELECT namespace, id, snapshotter, snapshot_key, labels FROM collection_kept"
 
 

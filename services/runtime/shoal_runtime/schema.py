@@ -26,6 +26,37 @@ BEGIN
 END;
 """
 
+SANDBOXES = """
+CREATE TABLE sandboxes (                      -- as their owners store them
+    namespace TEXT NOT NULL,
+    id        TEXT NOT NULL,
+    labels    BLOB NOT NULL,                  -- those of `record`, for garbage collection
+    record    BLOB NOT NULL,
+    PRIMARY KEY (namespace, id)
+);
+CREATE TABLE running_sandboxes (              -- what their controller has; a sandbox needn't be stored to be one
+    namespace   TEXT NOT NULL,
+    id          TEXT NOT NULL,
+    sandboxer   TEXT NOT NULL,
+    netns_path  TEXT NOT NULL,
+    annotations BLOB NOT NULL,
+    state       TEXT NOT NULL,                -- created, ready, stopped
+    created_at  REAL NOT NULL,
+    started_at  REAL,
+    exited_at   REAL,
+    exit_status INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (namespace, id)
+) WITHOUT ROWID;
+CREATE TRIGGER sandbox_deleted AFTER DELETE ON sandboxes WHEN (SELECT open FROM collection)
+BEGIN
+    INSERT INTO collection_kept VALUES (OLD.namespace, OLD.id, '', '', OLD.labels);
+END;
+CREATE TRIGGER sandbox_changed AFTER UPDATE OF labels ON sandboxes WHEN (SELECT open FROM collection)
+BEGIN
+    INSERT INTO collection_kept VALUES (OLD.namespace, OLD.id, '', '', OLD.labels);
+END;
+"""
+
 MIGRATIONS = [
     """
 CREATE TABLE containers (
@@ -108,4 +139,5 @@ ALTER TABLE containers ADD COLUMN packed_options BLOB;
 ALTER TABLE containers ADD COLUMN sandbox TEXT NOT NULL DEFAULT '';
 ALTER TABLE containers ADD COLUMN extensions BLOB NOT NULL DEFAULT x'80';
 """,
+    SANDBOXES,
 ]

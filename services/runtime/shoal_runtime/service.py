@@ -15,6 +15,8 @@ from shoal_runtime.controls import Controls
 from shoal_runtime.exits import ExitHeard, Exits
 from shoal_runtime.gc import Collection
 from shoal_runtime.metrics import Metrics
+from shoal_runtime.published import LOCK as PUBLISHED_LOCK
+from shoal_runtime.published import Published
 from shoal_runtime.reconcile import Reconciliation
 from shoal_runtime.removal import Removal, lock_of, lock_of_process
 from shoal_runtime.restart.decision import INTERVAL_SECONDS
@@ -22,11 +24,17 @@ from shoal_runtime.restart.monitor import Monitor
 from shoal_runtime.restart.rows import Rows
 from shoal_runtime.restart.start import Starts
 from shoal_runtime.run import Runs
+from shoal_runtime.runtime_info import RuntimeInfos
+from shoal_runtime.sandboxes import controller as sandboxes
+from shoal_runtime.sandboxes import store as stored
+from shoal_runtime.sandboxes.controller import SandboxController, SandboxStopped
+from shoal_runtime.sandboxes.store import SandboxStore
 from shoal_runtime.schema import MIGRATIONS
 from shoal_runtime.supervisor import Supervisor
 from shoal_runtime.tasks import Tasks
 
 _EXIT = "exit"
+_SANDBOX = "sandbox"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +114,29 @@ async def setup(process: Process) -> None:
     service.stream(api.TASK_METRICS, metrics.of_tasks)
     service.stream(api.NODE_METRICS, metrics.of_node)
     service.operate(api.TASK_RUN, runs.run, undo=runs.undo, lock=lambda r: lock_of(r.id))
+    published = Published(database)
+    service.handle(api.EVENT_PUBLISH, published.publish, lock=lambda _: PUBLISHED_LOCK, begins_itself=True)
+    service.handle(api.RUNTIME_INFO, RuntimeInfos(process.node.runtime).info)
+    store = SandboxStore(database)
+    service.handle(api.SANDBOX_CREATE, store.create, lock=lambda r: stored.lock_of(r.id), begins_itself=True)
+    service.handle(api.SANDBOX_GET, store.get)
+    service.stream(api.SANDBOX_LIST, store.list)
+    service.handle(api.SANDBOX_UPDATE, store.update, lock=lambda r: stored.lock_of(r.id), begins_itself=True)
+    service.handle(api.SANDBOX_DELETE, store.delete, lock=lambda r: stored.lock_of(r.id), begins_itself=True)
+    controller = SandboxController(
+        database, containers, exits, lambda stopped: service.broadcast_soon(_SANDBOX, stopped.pack())
+    )
+    service.handle(api.SANDBOX_RUN, controller.run, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
+    service.handle(api.SANDBOX_START, controller.start, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True)
+    service.handle(api.SANDBOX_STATUS, controller.status)
+    service.operate(
+        api.SANDBOX_STOP, controller.stop, undo=controller.undo_stop, lock=lambda r: sandboxes.lock_of(r.id)
+    )
+    service.handle(api.SANDBOX_WAIT, controller.wait)
+    service.handle(
+        api.SANDBOX_SHUTDOWN, controller.shutdown, lock=lambda r: sandboxes.lock_of(r.id), begins_itself=True
+    )
+    service.on_broadcast(_SANDBOX, lambda data: controller.wake(SandboxStopped.unpack(data)))
     collection = Collection(database)
     service.handle(api.GC_OPEN, collection.open, lock=lambda _: "collection", begins_itself=True)
     service.stream(api.GC_HOLDERS, collection.holders)

@@ -28,6 +28,7 @@ from shoal_runtime.bundles import Bundles
 from shoal_runtime.containers import Containers
 from shoal_runtime.execs import Execs
 from shoal_runtime.exits import KILLED, Exits, exit_of
+from shoal_runtime.groups import group_of
 from shoal_runtime.processes import Processes, row_of, task_of
 from shoal_runtime.runtimes import require_runtime
 from shoal_runtime.shims import ExitRecord
@@ -38,8 +39,6 @@ from shoal_runtime.takedown import remove_cgroups
 log = structlog.get_logger(__name__)
 
 _PAGE = 256
-_GROUPS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
-"""The annotations that name a group of containers under one shim: containerd's."""
 
 
 class Tasks:
@@ -184,14 +183,13 @@ class Tasks:
         options: api.RuncOptions,
         checkpoint: str,
     ) -> int:
-        annotations = container.spec.get("annotations") or {}
-        group = next((annotations[name] for name in _GROUPS if annotations.get(name)), "")
         for last in (False, True):
             try:
                 return await self._supervisor.create(
                     ctx.namespace, container.id, bundle=self._bundles.path(ctx.namespace, container.id),
                     rootfs=[*rootfs], runtime=program, stdio=stdio, request_id=ctx.id,
-                    options=options.model_dump(exclude_defaults=True), group=group, checkpoint=checkpoint,
+                    options=options.model_dump(exclude_defaults=True), group=group_of(container.spec),
+                    checkpoint=checkpoint,
                 )  # fmt: skip
             except Unavailable as error:  # it has just removed what a dead shim left in this place
                 if last:

@@ -122,7 +122,8 @@ class Overlayfs(Snapshotter):
         options = []
         if writable:
             options += [f"workdir={self._snapshots / str(id) / 'work'}", f"upperdir={self.layer(id)}"]
-        options.append("lowerdir=" + ":".join(str(self.layer(parent)) for parent in parents))
+        place = str(self._snapshots)  # a hundred paths, joined as text: as objects they take longer than all the rest
+        options.append("lowerdir=" + ":".join(f"{place}/{parent}/fs" for parent in parents))
         if writable and labels.get(VOLATILE_LABEL) == "true":
             # The kernel refuses what a volatile mount left, as its files may not be on disk. Whoever asked for that
             # has said that they needn't be.

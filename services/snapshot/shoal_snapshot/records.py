@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -88,6 +89,7 @@ LOST = "lost"
 MAX_DEPTH = 500
 """Layers in a chain: as many as the kernel's overlayfs merges (OVL_MAX_STACK)."""
 
+_CHAINS_KEPT = 1024
 _SELECT = "SELECT s.*, p.key AS parent FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent_id"
 
 
@@ -128,6 +130,7 @@ class Records:
 
     def __init__(self, database: Database, snapshotter: str) -> None:
         self.db, self.snapshotter = database, snapshotter
+        self._chains: OrderedDict[int, tuple[int, ...]] = OrderedDict()
 
     # --------------------------------------------------------------------------------------------------------- reading
 
@@ -167,15 +170,32 @@ class Records:
 
     def parents(self, snapshot: Snapshot) -> list[int]:
         """The ids of what a snapshot lies on, the nearest first."""
+        return list(self._chain(snapshot.parent_id)) if snapshot.parent_id is not None else []
+
+    def _chain(self, id: int) -> tuple[int, ...]:
+        """The ids of a committed snapshot and of what it lies on: as long as it is there, those never change."""
+        known = self._chains.get(id)
+        if known is not None:
+            self._chains.move_to_end(id)
+            return known
+        row = self.db.read_one("SELECT parent_id FROM snapshots WHERE id = ?", (id,))
+        below: int | None = row["parent_id"] if row is not None else None
+        rest = (self._chains.get(below) or self._read_chain(below)) if below is not None else ()
+        chain = self._chains[id] = (id, *rest)
+        while len(self._chains) > _CHAINS_KEPT:
+            self._chains.popitem(last=False)
+        return chain
+
+    def _read_chain(self, id: int) -> tuple[int, ...]:
         rows = self.db.read(
             "WITH RECURSIVE chain (id, depth) AS ("
-            " SELECT ?, 0 WHERE ? IS NOT NULL"
+            " SELECT ?1, 0"
             " UNION ALL SELECT s.parent_id, c.depth + 1 FROM snapshots s JOIN chain c ON s.id = c.id"
             "  WHERE s.parent_id IS NOT NULL)"
             " SELECT id FROM chain ORDER BY depth",
-            (snapshot.parent_id, snapshot.parent_id),
+            (id,),
         )
-        return [row["id"] for row in rows]
+        return tuple(row["id"] for row in rows)
 
     def makings(self) -> set[int]:
         """The ids of snapshots that are being made."""

@@ -19,7 +19,7 @@ import structlog
 from shoal_bus.api import snapshot as api
 from shoal_bus.context import Context
 from shoal_bus.database import Database, Transaction
-from shoal_bus.errors import FailedPrecondition, InvalidArgument, NotFound
+from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from shoal_bus.filters import compile_filters
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
@@ -33,8 +33,9 @@ from shoal_snapshot.syscalls import syncfs
 log = structlog.get_logger(__name__)
 
 _PAGE = 200
-_REMOVE_SECONDS = 1.0
-"""How long a removal waits for the disk to be free again: long enough unless there is much of it."""
+_REMOVE_SECONDS, _BEHIND = 1.0, 16
+"""How long a removal waits for the disk to be free again, where so many snapshots' files haven't been deleted yet: who
+removes many gets no further ahead of the disk."""
 
 
 class Snapshots:
@@ -52,7 +53,7 @@ class Snapshots:
         self.records = Records(database, snapshotter.name)
         self.settling = Settling(database, snapshotter, self.records, self._lose)
         self._emptying: asyncio.Task[None] | None = None
-        self._more_trash = False
+        self._more_trash, self._discarded = False, 0
         self.on_uncovered: Callable[[], None] = lambda: None
         """Called when a removal may have left the snapshot below with nothing that holds it."""
 
@@ -84,14 +85,22 @@ class Snapshots:
     async def commit(self, ctx: Context, request: api.CommitSnapshot) -> api.SnapshotInfo:
         """The active snapshot becomes a committed one, once its files are on disk. Its labels are replaced."""
         snapshot = self.records.get(ctx.namespace, request.key)
+        if request.name != request.key and self.records.find(ctx.namespace, request.name) is not None:
+            raise AlreadyExists(f"snapshot {request.name}: already exists")
         if snapshot.kind != "active":
             raise FailedPrecondition(f"snapshot {request.key}: is {snapshot.kind}, only an active one can be committed")
+        parent = None if snapshot.parent else request.parent or None
+        if parent is not None and not self.snapshotter.parallel:
+            raise FailedPrecondition(
+                f"snapshot {request.key}: {self.snapshotter.name} can't lay another one under it now",
+                hint="prepare it on its parent",
+            )
         await add_to_lease(ctx, self.snapshotter.name, request.name)
         size, inodes = await asyncio.to_thread(self._settle, snapshot.id, self.records.parents(snapshot))
         with self.db.write(durable=True) as tx:
             self.records.require_whole_layers(snapshot)
             return self.commit_in(
-                tx, ctx, snapshot, request.name, request.labels, api.Usage(size=size, inodes=inodes)
+                tx, ctx, snapshot, request.name, request.labels, api.Usage(size=size, inodes=inodes), parent
             ).info()
 
     def _settle(self, id: int, parents: Sequence[int]) -> tuple[int, int]:
@@ -152,7 +161,8 @@ class Snapshots:
         self._discard(snapshot)
         if snapshot.parent_id is not None:
             self.on_uncovered()
-        await self.settled(_REMOVE_SECONDS)
+        if self._discarded > _BEHIND:
+            await self.settled(_REMOVE_SECONDS)
         return Empty()
 
     async def cleanup(self, ctx: Context, request: api.SnapshotterRequest) -> api.CleanedUp:
@@ -365,6 +375,7 @@ class Snapshots:
         tx.on_commit(lambda: self._discard(snapshot))
 
     def _discard(self, snapshot: Snapshot) -> None:
+        self._discarded += 1
         self.snapshotter.discard(snapshot.id)
         self._empty_soon()
 
@@ -377,7 +388,7 @@ class Snapshots:
     async def _empty(self) -> None:
         try:
             while self._more_trash:
-                self._more_trash = False
+                self._more_trash, self._discarded = False, 0
                 await asyncio.to_thread(self.snapshotter.empty_trash)
         finally:
             self._emptying = None

@@ -24,14 +24,18 @@ _ENTRY = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")
 class ImportImages(Request):
     """An archive's images, with the names they have in it.
 
-    `base_name` is for those that have but a tag there, or nothing; with it, images of other names are left out.
+    `base_name` is for those that have but a tag there, or nothing; with it, images of other names are left out, unless
+    `other_names` takes them, too.
     `platform` is that of the images to take from an index; empty means this node's own. `all_platforms` takes all.
     """
 
     archive: str = _ENTRY
     base_name: str = ""
+    other_names: bool = False
     digests: bool = False
     """Each image also gets the name `<base name>@<digest>`."""
+    skip_named_digests: bool = False
+    """But for those that have another name."""
     platform: str = ""
     all_platforms: bool = False
     snapshotter: str = "overlayfs"

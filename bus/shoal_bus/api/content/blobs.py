@@ -53,14 +53,19 @@ class Chunk(Message):
 
 
 class ClaimBlob(Request):
+    """`while_seen`: the path goes sooner, as soon as the namespace hasn't the blob any more, or it is damaged: whoever
+    finds the path there needn't ask whether he may read."""
+
     digest: Digest
     ttl_seconds: float = Field(default=60.0, gt=0, le=3600)
+    while_seen: bool = False
 
 
 class Claim(Message):
     """A claim check: a path on this node by which the blob's bytes can be had, and nobody else's.
 
-    They stay there until `expires_at`, whatever becomes of the blob. The path can't be guessed: who has it may read.
+    They stay there until `expires_at`, whatever becomes of the blob, unless it was claimed `while_seen`. The path can't
+    be guessed: who has it may read.
     """
 
     digest: Digest

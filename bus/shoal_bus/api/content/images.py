@@ -17,9 +17,13 @@ class ImageRequest(Request):
 
 
 class DeleteImage(ImageRequest):
-    """`sync`: what only this image needed is gone when the reply comes; else it goes a little later."""
+    """`sync`: what only this image needed is gone when the reply comes; else it goes a little later.
+
+    With a `target`, the name is removed only while it stands for that digest: else it is NOT_FOUND.
+    """
 
     sync: bool = True
+    target: Digest | None = None
 
 
 class Image(Message):
@@ -37,18 +41,26 @@ class ListImages(Filter, Request):
 
 
 class CreateImage(Request):
+    """`created_at` is instead of now."""
+
     name: str = Field(min_length=1, max_length=4096)
     target: Descriptor
     labels: Labels = {}
+    created_at: datetime | None = None
 
 
 class UpdateImage(Request):
-    """`fields` names what to change: `target`, `labels`, or `labels.<key>`; empty changes all."""
+    """`fields` names what to change: `target`, `labels`, or `labels.<key>`; empty changes all of these.
+
+    `annotations` and `annotations.<key>` are of the target. `updated_at` is instead of now.
+    """
 
     name: str = Field(min_length=1, max_length=4096)
     target: Descriptor | None = None
     labels: Labels = {}
+    annotations: Labels = {}
     fields: list[str] = []
+    updated_at: datetime | None = None
 
 
 class ResolveImage(Request):

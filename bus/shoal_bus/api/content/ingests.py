@@ -24,6 +24,13 @@ class OpenIngest(Request):
 
     As long as that writer goes on (each request holds the ingest for half a minute), a writer under another session, or
     under none, is told UNAVAILABLE. ALREADY_EXISTS when the namespace has the blob `expected`.
+
+    What was announced before must be announced again, or not at all. A writer who is to `overrule` it isn't held to
+    that: an ingest of another `total` starts over, and of what is `expected` nothing is remembered.
+
+    With a `claim`, the reply has the file itself for a writer on this node. He holds an exclusive lock on it (flock(2))
+    before he writes and until he has written, appends to it, says how far he is by `advance`, and commits by a write.
+    Nobody else writes to it, or makes a blob of it, while it is locked.
     """
 
     ref: str = REF
@@ -31,6 +38,8 @@ class OpenIngest(Request):
     total: int = Field(default=0, ge=0)
     expected: Digest | None = None
     labels: Labels = {}
+    overrule: bool = False
+    claim: bool = False
 
 
 class WriteIngest(Request):
@@ -38,7 +47,8 @@ class WriteIngest(Request):
 
     What is there already may be sent again if it is the same. With `truncate` what is there is dropped first, and
     `offset` is 0. More bytes than `total` are FAILED_PRECONDITION at once. `commit` ends it: size and digest are
-    compared with `total` and `expected` where those are given.
+    compared with `total` and `expected` where those are given. One that is to `overrule` is held to what this very
+    request announces, and to nothing that was announced before.
     """
 
     ref: str = REF
@@ -49,8 +59,17 @@ class WriteIngest(Request):
     expected: Digest | None = None
     commit: bool = False
     labels: Labels = {}
+    overrule: bool = False
     session: str = SESSION
     """The one it was opened under, if it was."""
+
+
+class AdvanceIngest(Request):
+    """A writer to the file itself has written it up to `offset`, and goes on."""
+
+    ref: str = REF
+    session: str = Field(min_length=1, max_length=64)
+    offset: int = Field(ge=0)
 
 
 class ReleaseIngest(Request):
@@ -68,6 +87,10 @@ class IngestStatus(Message):
     labels: Labels = {}
     started_at: datetime
     updated_at: datetime
+    digest: str = ""
+    """Of the bytes so far, told to a writer who opens it or is to overrule: as `expected` is, or else by sha256."""
+    path: str = ""
+    """Its file on this node, told to a writer who claims it."""
     committed: Digest | None = None
     """The digest, once it is a blob."""
 
@@ -98,6 +121,14 @@ INGEST_WRITE = Verb(
         "OUT_OF_RANGE",
         "FAILED_PRECONDITION",
     ),
+)
+INGEST_ADVANCE = Verb(
+    "content",
+    "ingest",
+    "advance",
+    AdvanceIngest,
+    Empty,
+    behaviour=behaves("Has what was written to an ingest's file hashed, and others kept off.", "NOT_FOUND"),
 )
 INGEST_RELEASE = Verb(
     "content",

@@ -26,6 +26,8 @@ class PullImage(Request):
     credential: bytes = Field(default=b"", max_length=65536, repr=False)
     """One's own credential for the registry (`seal_credential`); empty: the node's."""
     labels: Labels = {}
+    save_as: str = Field(default="", max_length=4096)
+    """The image's name here, as it is; empty: the reference's."""
     max_concurrent_downloads: int = Field(default=3, ge=1, le=32)
 
 

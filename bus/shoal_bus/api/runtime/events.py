@@ -102,6 +102,20 @@ class TaskCheckpointed(Message):
     checkpoint: str
 
 
+class SandboxCreated(Message):
+    sandbox_id: str
+
+
+class SandboxStarted(Message):
+    sandbox_id: str
+
+
+class SandboxExited(Message):
+    sandbox_id: str
+    exit_status: int
+    exited_at: datetime
+
+
 CONTAINERS_CREATE = Topic("runtime", "/containers/create", ContainerCreated, "id")
 CONTAINERS_UPDATE = Topic("runtime", "/containers/update", ContainerUpdated, "id")
 CONTAINERS_DELETE = Topic("runtime", "/containers/delete", ContainerDeleted, "id")
@@ -115,3 +129,6 @@ TASKS_PAUSED = Topic("runtime", "/tasks/paused", TaskPaused, "container_id")
 TASKS_RESUMED = Topic("runtime", "/tasks/resumed", TaskResumed, "container_id")
 TASKS_OOM = Topic("runtime", "/tasks/oom", TaskOOM, "container_id")
 TASKS_CHECKPOINTED = Topic("runtime", "/tasks/checkpointed", TaskCheckpointed, "container_id")
+SANDBOXES_CREATE = Topic("runtime", "/sandboxes/create", SandboxCreated, "sandbox_id")
+SANDBOXES_START = Topic("runtime", "/sandboxes/start", SandboxStarted, "sandbox_id")
+SANDBOXES_EXIT = Topic("runtime", "/sandboxes/exit", SandboxExited, "sandbox_id")

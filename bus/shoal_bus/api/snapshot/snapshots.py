@@ -30,11 +30,16 @@ class PrepareSnapshot(Request):
 
 
 class CommitSnapshot(Request):
-    """The active snapshot `key` becomes the committed `name`."""
+    """The active snapshot `key` becomes the committed `name`.
+
+    `parent` is laid under one that was prepared without any, where its snapshotter is `parallel`; one that has a parent
+    keeps it.
+    """
 
     name: str = KEY
     key: str = KEY
     labels: Labels = {}
+    parent: str = ""
 
 
 class UpdateSnapshot(Request):

@@ -31,7 +31,10 @@ class Imports:
         """Takes the images of an archive, verifies and unpacks them."""
         platforms.wanted(request.platform)  # one that can't be read is refused before anything is
         base = reference.parse(request.base_name) if request.base_name else None
-        names = Names(base, digests=request.digests, date=time.strftime("%Y-%m-%d", time.gmtime()))
+        names = Names(
+            base, digests=request.digests, date=time.strftime("%Y-%m-%d", time.gmtime()),
+            others=request.other_names, skip_named=request.skip_named_digests,
+        )  # fmt: skip
         async with self._tools.begun(ctx) as nonce:
             place = archive_place(self._tools.archives, request.archive)
             if ctx.resumed and _is_stream(place):
@@ -110,8 +113,16 @@ class Imports:
 class Names:
     """Which names the images of an archive get: their own, or, of those with less than that, `base` with it."""
 
-    def __init__(self, base: reference.Reference | None, *, digests: bool, date: str) -> None:
-        self._base, self._digests = base, digests
+    def __init__(
+        self,
+        base: reference.Reference | None,
+        *,
+        digests: bool,
+        date: str,
+        others: bool = False,
+        skip_named: bool = False,
+    ) -> None:
+        self._base, self._digests, self._others, self._skip_named = base, digests, others, skip_named
         self._prefix = f"{base.domain}/{base.path}" if base is not None else f"import-{date}"
 
     def of(self, found: list[Found]) -> dict[str, tuple[Descriptor, list[str]]]:
@@ -121,7 +132,7 @@ class Names:
             names = [full for name in one.names if (full := self._full(name))]
             if not one.names and self._base is not None and len(found) == 1:
                 names = [self._parsed(self._prefix)]
-            if self._digests:
+            if self._digests and not (names and self._skip_named):
                 repositories = {name.partition("@")[0].rpartition(":")[0] or name for name in names}
                 repositories = repositories or ({self._prefix} if not one.names or self._base is None else set())
                 names += [self._parsed(f"{name}@{one.target.digest}") for name in sorted(repositories)]
@@ -140,7 +151,7 @@ class Names:
             return self._parsed(f"{self._prefix}:{name}")
         parsed = self._parsed(name)
         repository = parsed.partition("@")[0].removesuffix(":" + parsed.rpartition(":")[2])
-        if self._base is not None and f"{repository}/".startswith(f"{self._prefix}/") is False:
+        if self._base is not None and not self._others and f"{repository}/".startswith(f"{self._prefix}/") is False:
             return ""
         return parsed
 

@@ -2,7 +2,8 @@
 
 A claim is a hard link under a name that can't be guessed. Knowing a digest therefore gives nobody the bytes of a blob
 that another namespace has, and the bytes stay until the claim expires, whatever becomes of the blob. A namespace has
-one claim for each blob, which a later request prolongs.
+one claim for each blob, which a later request prolongs; and one of another kind, which goes in the transaction that
+takes the blob from the namespace, or finds it damaged (`Store.end_claims_while_seen`).
 """
 
 from __future__ import annotations
@@ -33,14 +34,17 @@ class Claims:
 
     async def claim(self, ctx: Context, request: ClaimBlob) -> Claim:
         """A path to a blob's bytes, and the promise that they stay there for a while."""
-        return self.take(ctx.namespace, request.digest, request.ttl_seconds)
+        return self.take(ctx.namespace, request.digest, request.ttl_seconds, while_seen=request.while_seen)
 
-    def take(self, namespace: str, digest: str, seconds: float) -> Claim:
+    def take(self, namespace: str, digest: str, seconds: float, *, while_seen: bool = False) -> Claim:
         """Claims a blob that the namespace sees, for so long at least. NOT_FOUND, DATA_LOSS."""
         wanted = time.time() + seconds
         with self._db.write() as tx:
             size = self._store.sound(namespace, digest)["size"]
-            row = tx.execute("SELECT * FROM claims WHERE namespace = ? AND digest = ?", (namespace, digest)).fetchone()
+            row = tx.execute(
+                "SELECT * FROM claims WHERE namespace = ? AND digest = ? AND while_seen = ?",
+                (namespace, digest, while_seen),
+            ).fetchone()
             if row is not None and self._layout.is_placed(self._layout.claims / row["token"], digest):
                 token, expires = row["token"], max(wanted, row["expires_at"])
                 tx.execute("UPDATE claims SET expires_at = ? WHERE token = ?", (expires, token))
@@ -48,7 +52,7 @@ class Claims:
                 token, expires = secrets.token_hex(24), wanted
                 if row is not None:  # the blob's bytes are others by now: it was damaged, and fetched again
                     self._drop(tx, row["token"])
-                tx.execute("INSERT INTO claims VALUES (?, ?, ?, ?)", (namespace, digest, token, expires))
+                tx.execute("INSERT INTO claims VALUES (?, ?, ?, ?, ?)", (namespace, digest, token, expires, while_seen))
                 self._link(digest, token)
         return Claim(
             digest=digest,

@@ -6,7 +6,10 @@ has read. Whoever writes holds a lock of the ingest: the harness's for a client,
 refs of the two are kept apart by their prefix.
 
 A client's writer has a session, so that a second one is told instead of mixing its bytes with the first one's; a dead
-one is in nobody's way for long. An ingest that no client has touched for a day is garbage.
+one is in nobody's way for long. An ingest that no client has touched for a day is garbage. A writer on this node may be
+given the file itself, which he locks (flock(2)) as long as he writes: a lock that dies with its holder, and that
+whoever commits the ingest, or goes on with it, needs to have had. What he writes is hashed here, as he says how far he
+is.
 
 A commit syncs the file, links it to its place under a mark in the row (`placing`), syncs the directory, and then
 makes it a blob, in one durable transaction; the ingest's own link goes behind that. Killed anywhere, the ingest is
@@ -16,19 +19,22 @@ still there, or the blob is.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import os
 import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from shoal_bus.api.content import (
+    AdvanceIngest,
     IngestRequest,
     IngestStatus,
     ListBlobs,
@@ -63,6 +69,7 @@ SESSION_SECONDS = 30.0
 """How long a writer may be silent before another one may write to its ingest."""
 _DEFAULT_ALGORITHM = "sha256"
 _HASHES_KEPT = 256
+_BLOCK = 1 << 20
 
 
 class Writer:
@@ -114,10 +121,14 @@ class Writer:
 
 
 class _Hashed(NamedTuple):
-    """The hash of the first `size` bytes of a file, all of which this process wrote."""
+    """The hash of the first `size` bytes of a file, which nobody changes."""
 
     hash: hashlib._Hash
     size: int
+
+    @property
+    def digest(self) -> str:
+        return f"{self.hash.name}:{self.hash.hexdigest()}"
 
 
 class Whole(NamedTuple):
@@ -143,10 +154,20 @@ class Ingests:
 
     async def open(self, ctx: Context, request: OpenIngest) -> IngestStatus:
         """Begins an ingest, or finds it, for one writer."""
-        self._refuse_what_is_there(ctx, self._find(ctx.namespace, request.ref), request.expected)
+        row = self._find(ctx.namespace, request.ref)
+        self._refuse_what_is_there(ctx, None if request.overrule else row, request.expected)
+        another = row is not None and request.overrule and 0 not in (row["total"], request.total)
         with self._db.write() as tx:
             self._enter(tx, ctx, request)
-            told = self._status(self._row(ctx.namespace, request.ref))
+        if another and row is not None and row["total"] != request.total:
+            self._start_over(ctx, request.ref)
+        row = self._row(ctx.namespace, request.ref)
+        with self._alone(row):  # it is there now, and nobody else's
+            hashed = await asyncio.to_thread(self._hashed, row, _algorithm(request.expected or row["expected"]))
+        told = self._status(row, hashed.size).model_copy(
+            update={"digest": hashed.digest, "path": str(self._layout.ingest(row["file"])) if request.claim else ""}
+        )
+        with self._db.write() as tx:
             ctx.answer(tx, told)
         return told
 
@@ -161,7 +182,7 @@ class Ingests:
         if request.truncate and request.offset:
             raise InvalidArgument(f"ingest {request.ref}: an ingest that is truncated begins at 0")
         self._refuse_what_is_there(ctx, row, request.expected)
-        total = request.total or (row["total"] if row is not None else 0)
+        total = 0 if request.overrule else request.total or (row["total"] if row is not None else 0)
         if total and request.offset + len(request.data) > total:
             raise FailedPrecondition(
                 f"ingest {request.ref}: {request.offset + len(request.data)} bytes, {total} were announced"
@@ -169,15 +190,35 @@ class Ingests:
         with self._db.write() as tx:
             self._enter(tx, ctx, request)
         if request.truncate:
-            self.restart(ctx.namespace, request.ref)
+            self._start_over(ctx, request.ref)
         row = self._row(ctx.namespace, request.ref)
-        offset = await asyncio.to_thread(self._append, row, request)
+        with self._alone(row) as fd:
+            offset = await asyncio.to_thread(self._append, fd, row, request)
+            if request.commit:
+                return await self._commit(ctx, request, row)
         told = self._status(row, offset)
-        if request.commit:
-            return await self._commit(ctx, request, row)
+        if request.overrule:
+            hashed = await asyncio.to_thread(self._hashed, row, _algorithm(request.expected or row["expected"]))
+            told = told.model_copy(update={"digest": hashed.digest})
         with self._db.write() as tx:
             ctx.answer(tx, told)
         return told
+
+    async def advance(self, ctx: Context, request: AdvanceIngest) -> Empty:
+        """Hashes what a writer has written to the file itself, and keeps others off for a while."""
+        with self._db.write() as tx:
+            row = self._row(ctx.namespace, request.ref)
+            if row["session"] != request.session:
+                raise Unavailable(f"ingest {request.ref}: is being written by another writer")
+            now = time.time()
+            tx.execute(
+                "UPDATE ingests SET updated_at = ?, session_until = ? WHERE namespace = ? AND ref = ?",
+                (now, now + SESSION_SECONDS, ctx.namespace, request.ref),
+            )
+        known = self._hashes.get(row["file"])
+        algorithm = known.hash.name if known is not None else _algorithm(row["expected"])
+        await asyncio.to_thread(self._hashed, row, algorithm, request.offset)
+        return Empty()
 
     async def release(self, ctx: Context, request: ReleaseIngest) -> Empty:
         """A writer lets go of an ingest; one that has lost it to another, or has committed it, has done so already."""
@@ -356,21 +397,24 @@ class Ingests:
         namespace = ctx.namespace
         if request.ref.startswith(PULL_REF):
             raise InvalidArgument(f"ingest {request.ref}: refs of {PULL_REF}… are for pulls", hint="choose another ref")
-        row, now, expected = self._find(namespace, request.ref), time.time(), request.expected or ""
+        row, now = self._find(namespace, request.ref), time.time()
+        expected = "" if request.overrule else request.expected or ""
+        total = 0 if request.overrule and isinstance(request, WriteIngest) else request.total
         if row is None:
             file = secrets.token_hex(16)
             tx.execute(
                 f"INSERT {_INSERT}",
-                (namespace, request.ref, file, request.total, expected, "", dump(request.labels), now, now),
+                (namespace, request.ref, file, total, expected, "", dump(request.labels), now, now),
             )
         else:
             self._check(row, request, expected, now)
             self._unplace(tx, row)
         attach(tx, namespace, ctx.lease, "ingests", request.ref)
         tx.execute(
-            "UPDATE ingests SET updated_at = ?, total = max(total, ?), expected = coalesce(nullif(?, ''), expected),"
+            "UPDATE ingests SET updated_at = ?, total = coalesce(nullif(?, 0), total),"
+            " expected = coalesce(nullif(?, ''), expected),"
             " session = ?, session_until = ? WHERE namespace = ? AND ref = ?",
-            (now, request.total, expected, request.session, now + SESSION_SECONDS if request.session else 0.0,
+            (now, total, expected, request.session, now + SESSION_SECONDS if request.session else 0.0,
              namespace, request.ref),
         )  # fmt: skip
 
@@ -386,6 +430,8 @@ class Ingests:
                 f"ingest {request.ref}: is being written by another writer",
                 hint=f"if that has gone, try again in {row['session_until'] - now:.0f} s",
             )
+        if request.overrule:
+            return
         for what, known, given in ("size", row["total"], request.total), ("digest", row["expected"], expected):
             if known and given and known != given:
                 raise FailedPrecondition(
@@ -410,30 +456,45 @@ class Ingests:
         file = self._layout.ingest(row["file"])
         tx.on_commit(lambda: file.unlink(missing_ok=True))
 
-    def _append(self, row: sqlite3.Row, request: WriteIngest) -> int:
-        """Writes a request's bytes, as far as they aren't there yet; returns where the ingest ends then."""
+    @contextmanager
+    def _alone(self, row: sqlite3.Row) -> Iterator[int]:
+        """An ingest's file, open and locked: no writer who was given it writes to it. UNAVAILABLE."""
         fd = os.open(self._layout.ingest(row["file"]), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            size = os.fstat(fd).st_size
-            # A repeat of a request finds some of its bytes there, or all of them.
-            there = request.data[: max(0, size - request.offset)]
-            ends = request.offset + len(request.data)
-            # Nothing may be committed behind what its writer knows of.
-            fits = request.offset <= size and (ends >= size or (bool(there) and not request.commit))
-            if not fits or (there and os.pread(fd, len(there), request.offset) != there):
-                raise OutOfRange(
-                    f"ingest {request.ref}: is at {size}, not at {request.offset}", hint="ask how far it is"
-                )
-            data = memoryview(request.data)[len(there) :]
-            try:
-                self._write(fd, data, size)
-            except OSError:
-                os.ftruncate(fd, size)  # nobody reads along with a client's ingest
-                raise
-            self._hash_on(row["file"], row["expected"], data, size)
-            return size + len(data)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise Unavailable(f"ingest {row['ref']}: is being written by another writer") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        try:
+            yield fd
         finally:
             os.close(fd)
+
+    def _start_over(self, ctx: Context, ref: str) -> None:
+        with self._alone(self._row(ctx.namespace, ref)):
+            self.restart(ctx.namespace, ref)
+
+    def _append(self, fd: int, row: sqlite3.Row, request: WriteIngest) -> int:
+        """Writes a request's bytes, as far as they aren't there yet; returns where the ingest ends then."""
+        size = os.fstat(fd).st_size
+        # A repeat of a request finds some of its bytes there, or all of them.
+        there = request.data[: max(0, size - request.offset)]
+        ends = request.offset + len(request.data)
+        # Nothing may be committed behind what its writer knows of.
+        fits = request.offset <= size and (ends >= size or (bool(there) and not request.commit))
+        if not fits or (there and os.pread(fd, len(there), request.offset) != there):
+            raise OutOfRange(f"ingest {request.ref}: is at {size}, not at {request.offset}", hint="ask how far it is")
+        data = memoryview(request.data)[len(there) :]
+        try:
+            self._write(fd, data, size)
+        except OSError:
+            os.ftruncate(fd, size)  # nobody reads along with a client's ingest
+            raise
+        self._hash_on(row["file"], row["expected"], data, size)
+        return size + len(data)
 
     @staticmethod
     def _write(fd: int, data: memoryview, at: int) -> None:
@@ -443,17 +504,48 @@ class Ingests:
 
     def _hash_on(self, file: str, expected: str, data: memoryview, size: int) -> None:
         """Hashes what was written behind `size` bytes, if it was this process that wrote those, too."""
-        before = self._hashes.pop(file, None) if size else _Hashed(hashlib.new(_algorithm(expected)), 0)
+        before = self._hashes.pop(file, None)
+        if before is None and not size:
+            before = _Hashed(hashlib.new(_algorithm(expected)), 0)
         if before is None or before.size != size:
             return
         before.hash.update(data)
-        self._hashes[file] = _Hashed(before.hash, size + len(data))
+        self._keep(file, _Hashed(before.hash, size + len(data)))
+
+    def _hashed(self, row: sqlite3.Row, algorithm: str, ends: int | None = None) -> _Hashed:
+        """The hash of an ingest, up to `ends` or all of it: what isn't hashed yet is read again, in a thread."""
+        known = self._hashes.pop(row["file"], None)
+        if known is None or known.hash.name != algorithm:
+            known = _Hashed(hashlib.new(algorithm), 0)
+        with self._layout.ingest(row["file"]).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            ends = size if ends is None else min(size, ends)
+            if known.size > ends:
+                known = _Hashed(hashlib.new(algorithm), 0)
+            at = file.seek(known.size)
+            while at < ends and (block := file.read(min(_BLOCK, ends - at))):
+                known.hash.update(block)
+                at += len(block)
+        hashed = _Hashed(known.hash, at)
+        self._keep(row["file"], hashed)
+        return hashed
+
+    def _keep(self, file: str, hashed: _Hashed) -> None:
+        self._hashes[file] = hashed
         while len(self._hashes) > _HASHES_KEPT:
             self._hashes.popitem(last=False)
 
     async def _commit(self, ctx: Context, request: WriteIngest, row: sqlite3.Row) -> IngestStatus:
         expected, total = row["expected"], row["total"]
-        digest, size = await asyncio.to_thread(self._digest, row)
+        if request.overrule:
+            expected, total = request.expected or "", request.total
+            if expected and self._store.sees(ctx.namespace, expected):
+                with self._db.write() as tx:
+                    attach(tx, ctx.namespace, ctx.lease, "content", expected)
+                    self._drop(tx, row)
+                raise AlreadyExists(f"blob {expected}: is there already")
+        hashed = await asyncio.to_thread(self._hashed, row, _algorithm(expected))
+        digest, size = hashed.digest, hashed.size
         if total and size != total:
             raise FailedPrecondition(f"ingest {request.ref}: has {size} bytes, {total} were announced")
         if expected and digest != expected:
@@ -473,19 +565,13 @@ class Ingests:
                     (dump(load(row["labels"]) | request.labels), ctx.namespace, request.ref),
                 )
                 self.commit(tx, ctx.namespace, request.ref, digest, size)
+                if not ctx.lease:
+                    where = (ctx.namespace, digest, time.time())
+                    tx.execute("INSERT OR REPLACE INTO unleased VALUES (?, ?, ?)", where)
                 ctx.answer(tx, told)
         if already:
             raise AlreadyExists(f"blob {digest}: is there already")
         return told
-
-    def _digest(self, row: sqlite3.Row) -> tuple[str, int]:
-        """An ingest's digest and size: of the bytes as they came where all came through here, else read again."""
-        path, algorithm = self._layout.ingest(row["file"]), _algorithm(row["expected"])
-        known = self._hashes.get(row["file"])
-        if known is not None and known.hash.name == algorithm and known.size == path.stat().st_size:
-            return f"{algorithm}:{known.hash.hexdigest()}", known.size
-        hashed, size = hash_file(path, algorithm)
-        return f"{algorithm}:{hashed.hexdigest()}", size
 
     def _status(self, row: sqlite3.Row, offset: int | None = None) -> IngestStatus:
         if offset is None:

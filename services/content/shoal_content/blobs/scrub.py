@@ -251,6 +251,7 @@ class Scrub:
         elif (read.inode, read.size) != (now.inode, now.size):
             return False
         tx.execute("INSERT INTO rotten VALUES (?, ?, ?, ?)", (digest, read.problem, read.inode, time.time()))
+        self._store.end_claims_while_seen(tx, digest)
         told = ContentRotten(digest=digest, size=row["size"], problem=read.problem)
         for seen in tx.execute("SELECT namespace FROM visible WHERE digest = ?", (digest,)).fetchall():
             tx.emit(seen["namespace"], CONTENT_ROTTEN, told)

@@ -221,8 +221,18 @@ class Store:
         """Takes a blob from a namespace; says whether it was there. `purge`, afterwards, takes the bytes."""
         gone = tx.execute("DELETE FROM visible WHERE namespace = ? AND digest = ?", (namespace, digest)).rowcount > 0
         if gone:
+            self.end_claims_while_seen(tx, digest, namespace)
             tx.emit(namespace, CONTENT_DELETE, ContentDeleted(digest=digest))
         return gone
+
+    def end_claims_while_seen(self, tx: Transaction, digest: str, namespace: str = "") -> None:
+        """Takes away the paths by which a namespace, or any, reads a blob without asking whether it still may."""
+        rows = tx.execute(
+            "DELETE FROM claims WHERE while_seen AND digest = ?1 AND ?2 IN ('', namespace) RETURNING token",
+            (digest, namespace),
+        ).fetchall()
+        for row in rows:
+            tx.on_commit(partial((self.layout.claims / row["token"]).unlink, missing_ok=True))
 
     def purge(self) -> int:
         """Removes bytes that no namespace sees and no pull holds; says how many that were. Claims keep their links."""

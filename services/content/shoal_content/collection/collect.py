@@ -52,6 +52,8 @@ _PERIOD_SECONDS = 300.0
 """Between collections that nobody asked for: what only snapshot or runtime knows to be superfluous goes then."""
 _LONGEST_PAUSE_SECONDS = 60.0
 _SWEPT_AT_ONCE = 100
+_ASKED = 2
+"""`collection.wanted` where somebody has asked for the collection that is owed."""
 _TOLD = 1000
 
 Req = TypeVar("Req", bound=Request)
@@ -86,6 +88,8 @@ class Collector:
         self._next: asyncio.Task[Collection] | None = None
         self._at_work: asyncio.Task[Collection] | None = None
         self._wake = asyncio.Event()
+        self._asked = False
+        """Whether somebody has asked for the next collection."""
         self._looked_at = 0.0
         """What had expired by then has been collected, or something else holds it."""
 
@@ -98,8 +102,12 @@ class Collector:
             return Collection()
         return await self.collect()
 
-    async def collect(self) -> Collection:
-        """A collection that begins from now on; those who ask at the same time share one."""
+    async def collect(self, *, asked: bool = True) -> Collection:
+        """A collection that begins from now on; those who ask at the same time share one.
+
+        One that nobody has `asked` for spares what has been written of late under no lease.
+        """
+        self._asked = self._asked or asked
         if self._next is None:
             self._next = asyncio.create_task(self._collect_next())
         return await asyncio.shield(self._next)
@@ -135,7 +143,8 @@ class Collector:
     async def _collect_next(self) -> Collection:
         async with self._locks.hold(LOCK):
             self._at_work, self._next = self._next, None  # whoever asks from here on has come too late for this one
-            return await self._collect()
+            asked, self._asked = self._asked, False
+            return await self._collect(asked=asked)
 
     # ------------------------------------------------------------------------------------------------------------ due
 
@@ -145,7 +154,7 @@ class Collector:
         while True:
             await self._until_due(last, pause)
             try:
-                await self.collect()
+                await self.collect(asked=False)
                 last, pause = time.monotonic(), 0.0
             except (ShoalError, OSError, sqlite3.Error) as error:
                 pause = min(max(_LOOK_SECONDS, pause * 2), _LONGEST_PAUSE_SECONDS)
@@ -183,12 +192,13 @@ class Collector:
 
     # ------------------------------------------------------------------------------------------------- one collection
 
-    async def _collect(self) -> Collection:
+    async def _collect(self, *, asked: bool) -> Collection:
         began, removed = time.monotonic(), _Removed()
         epoch = Epoch(token=secrets.token_hex(12))
         opened_at = time.time()
         with self._db.write() as tx:
             tx.execute("DELETE FROM collection_kept")
+            asked = asked or tx.execute("SELECT 1 FROM collection WHERE wanted = ?", (_ASKED,)).fetchone() is not None
             tx.execute("UPDATE collection SET token = ?, open = 1, wanted = 0", (epoch.token,))
         try:
             peers = [self._peer(epoch, "snapshot"), self._peer(epoch, "runtime")]
@@ -197,13 +207,13 @@ class Collector:
             holders = await peers[1].tell(runtime.GC_HOLDERS)
             snapshotters = [peer for peer in peers if peer.name != "runtime"]
             labelled = [one for peer in snapshotters for one in await peer.tell(snapshot.GC_LABELLED)]
-            marked = await self._sweep_own(epoch.token, Elsewhere(holders, labelled), opened_at, removed)
+            marked = await self._sweep_own(epoch.token, Elsewhere(holders, labelled), opened_at, removed, asked)
             for peer in snapshotters:
                 await self._sweep_snapshots(peer, marked, removed)
             await _all(peer.close() for peer in peers)
         except BaseException:
             with self._db.write() as tx:
-                want(tx)
+                want(tx, asked=asked)
                 # A sweep of snapshots may still be under way: then leases go on telling it what they get.
                 tx.execute("UPDATE collection SET open = 0 WHERE token = ? AND open = 1", (epoch.token,))
                 tx.execute("DELETE FROM collection_kept WHERE NOT (SELECT open FROM collection)")
@@ -222,12 +232,14 @@ class Collector:
             removed=[Collected(namespace=one.namespace, type=one.type, id=one.id) for one in removed.first],
         )  # fmt: skip
 
-    async def _sweep_own(self, token: str, elsewhere: Elsewhere, opened_at: float, removed: _Removed) -> Mark:
+    async def _sweep_own(
+        self, token: str, elsewhere: Elsewhere, opened_at: float, removed: _Removed, asked: bool
+    ) -> Mark:
         """Marks, and removes what wasn't reached of this service's own, unless something has come to lead there since.
 
         The mark looks at everything, so it is made in a thread, on a connection of its own, while requests are served.
         """
-        marked = await asyncio.to_thread(_marked, self._db.path, elsewhere, opened_at)
+        marked = await asyncio.to_thread(_marked, self._db.path, elsewhere, opened_at, asked)
         if not marked.garbage:
             return marked
         idle = [node for node in marked.ingests if self._locks.try_acquire(_ingest_lock(node))]
@@ -349,17 +361,19 @@ class _Peer:
         return await self._client.call(verb, request, timeout=_CALL_SECONDS, patience=patience)
 
 
-def want(tx: Transaction) -> None:
-    """Notes that something may have become superfluous."""
-    tx.execute("UPDATE collection SET wanted = 1 WHERE NOT wanted")
+def want(tx: Transaction, *, asked: bool = False) -> None:
+    """Notes that something may have become superfluous, or that somebody has asked for a collection."""
+    tx.execute("UPDATE collection SET wanted = ?1 WHERE wanted < ?1", (_ASKED if asked else 1,))
 
 
-def _marked(path: Path, elsewhere: Elsewhere, now: float) -> Mark:
+def _marked(path: Path, elsewhere: Elsewhere, now: float, asked: bool) -> Mark:
     """The mark, as of one moment."""
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)) as connection:
         connection.row_factory = sqlite3.Row
         connection.execute("BEGIN")
-        return mark(lambda sql, *parameters: connection.execute(sql, *parameters).fetchall(), elsewhere, now)
+        return mark(
+            lambda sql, *parameters: connection.execute(sql, *parameters).fetchall(), elsewhere, now, asked=asked
+        )
 
 
 def _unreached(candidate: Candidate, marked: Mark) -> list[str]:

@@ -24,6 +24,8 @@ from shoal_content.labels import load
 
 INGEST_SECONDS = 86_400.0
 """How long a client's ingest that nobody writes to, or holds, is waited for (containerd's, too)."""
+UNLEASED_SECONDS = 86_400.0
+"""How long a blob that was written under no lease stays where nobody asks for a collection."""
 _CONTAINER = "containers"
 Read = Callable[..., Sequence[Any]]
 
@@ -66,8 +68,12 @@ class Mark:
         return [*self.leases, *self.images, *self.ingests, *self.blobs]
 
 
-def mark(read: Read, elsewhere: Elsewhere, now: float) -> Mark:
-    """Marks everything, as `read` has it; what expires after `now` is alive."""
+def mark(read: Read, elsewhere: Elsewhere, now: float, *, asked: bool = True) -> Mark:
+    """Marks everything, as `read` has it; what expires after `now` is alive.
+
+    Unless somebody has `asked` for it, what a client wrote of late under no lease is alive, too: it may be about to say
+    what that is for. Containerd seldom collects unasked, and never sooner.
+    """
     graph = _Graph()
     found = Mark()
     images = _images(read, graph, now)
@@ -75,6 +81,9 @@ def mark(read: Read, elsewhere: Elsewhere, now: float) -> Mark:
     _labelled(read, graph, now)
     _of_others(elsewhere, graph)
     found.seen = _kept(read, graph)
+    if not asked:
+        for row in read("SELECT namespace, digest FROM unleased WHERE written_at > ?", (now - UNLEASED_SECONDS,)):
+            graph.root(Node(row["namespace"], "content", row["digest"]))
     for row in read("SELECT parent, child FROM blob_references"):
         graph.documents[row["parent"]].append(row["child"])
     ingests = {

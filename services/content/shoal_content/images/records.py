@@ -65,7 +65,8 @@ class Images:
         with self._db.write(durable=True) as tx:
             if self.find(ctx.namespace, request.name) is not None:
                 raise AlreadyExists(f"image {request.name}: is there already")
-            image = self.put(tx, ctx.namespace, request.name, request.target, request.labels, ctx.id)
+            moment = request.created_at
+            image = self.put(tx, ctx.namespace, request.name, request.target, request.labels, ctx.id, moment)
             attach(tx, ctx.namespace, ctx.lease, "images", request.name)
             ctx.answer(tx, image)
         return image
@@ -78,10 +79,15 @@ class Images:
             if wants_target and request.target is None:
                 raise InvalidArgument(f"image {request.name}: no target given to change to")
             target = request.target if wants_target and request.target is not None else old.target
-            paths = [path for path in request.fields if path != "target"]
-            changed = old.labels if request.fields and not paths else None
-            new_labels = changed if changed is not None else label_sets.updated(old.labels, request.labels, paths)
-            image = self.put(tx, ctx.namespace, request.name, target, new_labels, ctx.id)
+            annotations = [path for path in request.fields if path.partition(".")[0] == "annotations"]
+            if annotations:
+                changed = label_sets.updated(target.annotations, request.annotations, annotations, "annotations")
+                target = target.model_copy(update={"annotations": changed})
+            paths = [path for path in request.fields if path != "target" and path not in annotations]
+            kept = bool(request.fields) and not paths
+            new_labels = old.labels if kept else label_sets.updated(old.labels, request.labels, paths)
+            moment = request.updated_at or datetime.now(UTC)  # also where nothing is different: it was updated
+            image = self.put(tx, ctx.namespace, request.name, target, new_labels, ctx.id, moment)
             ctx.answer(tx, image)
         if target.digest != old.target.digest:
             await self._collector.after_deletion(wait=False)
@@ -106,7 +112,9 @@ class Images:
     async def delete(self, ctx: Context, request: DeleteImage) -> Empty:
         """Removes an image record; the blobs and snapshots that only it needed are collected."""
         with self._db.write(durable=True) as tx:
-            self.record(ctx.namespace, request.name)
+            there = self.record(ctx.namespace, request.name).target.digest
+            if request.target is not None and there != request.target:
+                raise NotFound(f"image {request.name}: has the target {there}, not {request.target}")
             tx.execute("DELETE FROM images WHERE namespace = ? AND name = ?", (ctx.namespace, request.name))
             tx.emit(ctx.namespace, IMAGES_DELETE, ImageDeleted(name=request.name))
             ctx.answer(tx, Empty())
@@ -134,11 +142,21 @@ class Images:
         return image
 
     def put(
-        self, tx: Transaction, namespace: str, name: str, target: Descriptor, labels: Labels, request_id: str
+        self,
+        tx: Transaction,
+        namespace: str,
+        name: str,
+        target: Descriptor,
+        labels: Labels,
+        request_id: str,
+        moment: datetime | None = None,
     ) -> Image:
-        """Makes a record or changes it, with the event that says so; one that is so already stays as it is."""
-        now, old = time.time(), self.find(namespace, name)
-        if old is not None and (old.target, old.labels) == (target, labels):
+        """Makes a record or changes it, with the event that says so; one that is so already stays as it is.
+
+        With a `moment` it is made or changed then, and changed also where nothing is different.
+        """
+        now, old = moment.timestamp() if moment is not None else time.time(), self.find(namespace, name)
+        if old is not None and moment is None and (old.target, old.labels) == (target, labels):
             return old
         tx.execute(
             "INSERT INTO images VALUES (:namespace, :name, :target, :labels, :now, :now, :request)"
@@ -174,5 +192,7 @@ def _field(image: Image, path: Sequence[str]) -> str | None:
             return image.target.digest
         case ["target", "mediatype"]:
             return image.target.media_type
+        case ["annotations", *key] if key:
+            return image.target.annotations.get(".".join(key))
         case _:
             return label_field(image.labels, path)

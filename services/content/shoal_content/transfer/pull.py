@@ -65,7 +65,7 @@ class Pulls:
         resolver = self.registries.resolver(
             wanted, plain_http=request.plain_http, sealed=request.credential, waiting=progress.waiting
         )
-        nonce = self.holds.begin(ctx.id, ctx.namespace, str(wanted), ctx.lease)
+        nonce = self.holds.begin(ctx.id, ctx.namespace, request.save_as or str(wanted), ctx.lease)
         try:
             async with resolver:
                 return await _Pull(self, ctx, request, wanted, resolver, nonce, progress).run()
@@ -254,7 +254,7 @@ class _Pull:
 
     async def _record(self, target: Descriptor) -> Image:
         """The image's record, and the end of this pull; what only the old record needed goes."""
-        pulls, ctx, name = self._pulls, self._ctx, str(self._wanted)
+        pulls, ctx, name = self._pulls, self._ctx, self._request.save_as or str(self._wanted)
         with pulls.db.write(durable=True) as tx:
             old = pulls.images.find(ctx.namespace, name)
             labels = (old.labels if old is not None else {}) | self._request.labels

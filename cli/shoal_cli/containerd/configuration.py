@@ -1,0 +1,251 @@
+"""Containerd's configuration file, versions 2 and 3, as far as it concerns a node of shoal's; the rest is named.
+
+The file's format: https://github.com/containerd/containerd/blob/main/docs/man/containerd-config.toml.5.md
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from shoal_bus.errors import InvalidArgument, NotFound, PermissionDenied
+
+from shoal_cli.containerd.tables import Table
+
+DEFAULT_FILE = Path("/etc/containerd/config.toml")
+LEVELS = {"trace": "debug", "debug": "debug", "info": "info", "warn": "warning", "warning": "warning", "error": "error",
+          "fatal": "error", "panic": "error"}  # fmt: skip
+"""Containerd's log levels, and those of a node."""
+
+_NEWEST = 3
+_HOST_WIDE = ("temp", "plugin_dir", "oom_score", "required_plugins", "disabled_plugins", "cgroup", "proxy_plugins",
+              "stream_processors", "timeouts", "temp_dir")  # fmt: skip
+"""Keys of the file that containerd knows, and that have nothing to apply to here."""
+_ELSEWHERE = {
+    "debug": ("address", "uid", "gid", "format"),
+    "metrics": ("address", "grpc_histogram"),
+    "ttrpc": ("address", "uid", "gid", "max_recv_message_size", "max_send_message_size"),
+    "grpc": ("tcp_address", "tcp_tls_ca", "tcp_tls_cert", "tcp_tls_key", "tcp_tls_common_name"),
+}
+"""What containerd's other sockets are told: a node has HTTP for metrics and logs for the rest."""
+_CRI, _CRI_IMAGES, _CRI_RUNTIME = (
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
+)
+_SHIM = re.compile(r"io\.containerd\.([a-z0-9_-]+)\.v\d+")
+_TRANSFER = "io.containerd.transfer.v1.local"
+
+
+@dataclass
+class Configuration:
+    """What a node is told; what a file doesn't say is containerd's default."""
+
+    root: Path = Path("/var/lib/containerd")
+    state: Path = Path("/run/containerd")
+    address: Path = Path("/run/containerd/containerd.sock")
+    uid: int = 0
+    gid: int = 0
+    """Who owns the socket besides root: its mode is 0660."""
+    level: str = "info"
+    runtime: str = "runc"
+    snapshotter: str = ""
+    """Where images are unpacked whose client doesn't say; empty: where the node does."""
+    registry_config: Path | None = None
+    warnings: list[str] = field(default_factory=list)
+    """What of the file doesn't apply, a sentence each."""
+
+
+def load(path: Path, *, asked_for: bool) -> Configuration:
+    """The file's configuration, with those it imports. One that isn't there is an error where it was asked for.
+
+    NOT_FOUND, PERMISSION_DENIED, or INVALID_ARGUMENT, which names the file and the key.
+    """
+    configuration = Configuration()
+    if not path.exists() and not asked_for:
+        return configuration
+    for file, values in _files(path, set()):
+        try:
+            _read(configuration, Table(values))
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{file}: {error.message}", hint=error.hint) from None
+    return configuration
+
+
+def _files(path: Path, seen: set[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """A file, and behind it those that it imports, each once; what comes later wins."""
+    if path.resolve() in seen:
+        return []
+    seen.add(path.resolve())
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise NotFound(f"{path}: there is no such file") from None
+    except PermissionError:
+        raise PermissionDenied(f"{path}: can't be read", hint="run as root") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InvalidArgument(f"{path}: not TOML: {error}") from None
+    imports = values.pop("imports", [])
+    if not isinstance(imports, list) or not all(isinstance(one, str) for one in imports):
+        raise InvalidArgument(f"{path}: imports: must be an array of paths")
+    found = [(path, values)]
+    for pattern in imports:
+        place = Path(pattern) if Path(pattern).is_absolute() else path.parent / pattern
+        matching = sorted(place.parent.glob(place.name)) if "*" in place.name else [place]
+        for one in matching:
+            found += _files(one, seen)
+    return found
+
+
+def _read(into: Configuration, file: Table) -> None:
+    version = file.integer("version")
+    if version > _NEWEST:
+        raise InvalidArgument(f"version: {version} is not known, the newest is {_NEWEST}")
+    into.root = _path(file, "root") or into.root
+    into.state = _path(file, "state") or into.state
+    grpc = file.table("grpc")
+    into.address = _path(grpc, "address") or into.address
+    into.uid, into.gid = _owner(grpc, "uid", into.uid), _owner(grpc, "gid", into.gid)
+    grpc.set("max_recv_message_size"), grpc.set("max_send_message_size")  # 16 MiB and any, as containerd's defaults
+    debug = file.table("debug")
+    level = debug.text("level")
+    if level:
+        if level not in LEVELS:
+            raise InvalidArgument(f"debug.level: {level!r} must be one of {', '.join(LEVELS)}")
+        into.level = LEVELS[level]
+    tables = {"grpc": grpc, "debug": debug, "metrics": file.table("metrics"), "ttrpc": file.table("ttrpc")}
+    for name, table in tables.items():
+        for key in _ELSEWHERE[name]:
+            if table.set(key):
+                into.warnings.append(f"{table.name(key)}: doesn't apply, there is no such socket here")
+        _unknown(into, table)
+    for key in _HOST_WIDE:
+        if file.set(key):
+            into.warnings.append(f"{key}: doesn't apply here")
+    plugins = file.table("plugins")
+    if version < 2 and plugins.left():
+        into.warnings.append(f"plugins: not read, since the file's version is {version or 1}")
+    else:
+        _read_plugins(into, plugins)
+    _unknown(into, file)
+
+
+def _read_plugins(into: Configuration, plugins: Table) -> None:
+    for name, table in plugins.tables():
+        if name in _READ:
+            _READ[name](into, table)
+            if table.left():
+                into.warnings.append(f"{table.path}: of its keys {', '.join(sorted(table.left()))} don't apply here")
+        elif table.left():
+            into.warnings.append(f"{table.path}: doesn't apply here")
+
+
+def _cri(into: Configuration, table: Table) -> None:
+    containers = table.table("containerd")
+    _registry(into, table)
+    into.snapshotter = containers.text("snapshotter") or into.snapshotter
+    _runtime(into, containers)
+
+
+def _cri_images(into: Configuration, table: Table) -> None:
+    _registry(into, table)
+    into.snapshotter = table.text("snapshotter") or into.snapshotter
+
+
+def _cri_runtime(into: Configuration, table: Table) -> None:
+    _runtime(into, table.table("containerd"))
+
+
+def _transfer(into: Configuration, table: Table) -> None:
+    _hosts(into, table, "config_path")
+
+
+_READ: dict[str, Callable[[Configuration, Table], None]] = {
+    _CRI: _cri, _CRI_IMAGES: _cri_images, _CRI_RUNTIME: _cri_runtime, _TRANSFER: _transfer,
+}  # fmt: skip
+"""The plugins whose tables say something of a node."""
+
+
+def _hosts(into: Configuration, table: Table, key: str) -> None:
+    """Containerd takes several directories, with colons between; a node has one, the first."""
+    first, _, others = table.text(key).partition(":")
+    if first:
+        into.registry_config = Path(first)
+    if others:
+        into.warnings.append(f"{table.name(key)}: only {first} is looked at")
+
+
+def _registry(into: Configuration, table: Table) -> None:
+    registry = table.table("registry")
+    _hosts(into, registry, "config_path")
+    for key in registry.left():
+        if registry.set(key):
+            into.warnings.append(f"{registry.name(key)}: doesn't apply, hosts are told of in registry.config_path")
+
+
+def _runtime(into: Configuration, table: Table) -> None:
+    """The default runtime: its program, or the name of its shim, from which the program is told."""
+    name = table.text("default_runtime_name")
+    runtime = table.table("runtimes").table(name) if name else Table({})
+    shim = _SHIM.fullmatch(runtime.text("runtime_type"))
+    program = runtime.table("options").text("BinaryName") or (shim.group(1) if shim else "")
+    into.runtime = program or into.runtime
+
+
+def _path(table: Table, key: str) -> Path | None:
+    text = table.text(key)
+    if text and not text.startswith("/"):
+        raise InvalidArgument(f"{table.name(key)}: {text!r} must be an absolute path")
+    return Path(text) if text else None
+
+
+def _owner(table: Table, key: str, default: int) -> int:
+    number = table.integer(key)
+    if not 0 <= number < 0xFFFFFFFF:
+        raise InvalidArgument(f"{table.name(key)}: {number} is no user or group")
+    return number or default
+
+
+def _unknown(into: Configuration, table: Table) -> None:
+    into.warnings += [f"{table.name(key)}: unknown" for key in table.left()]
+
+
+def dump(configuration: Configuration) -> str:
+    """A file of version 2 that says the same, and all that can be said."""
+    registry = str(configuration.registry_config or "")
+    tables: dict[str, Mapping[str, str | int]] = {
+        "": {"version": 2, "root": str(configuration.root), "state": str(configuration.state)},
+        "grpc": {"address": str(configuration.address), "uid": configuration.uid, "gid": configuration.gid},
+        "debug": {"level": configuration.level.replace("warning", "warn")},
+        f'plugins."{_CRI}".registry': {"config_path": registry},
+        f'plugins."{_CRI}".containerd': {
+            "default_runtime_name": "default", "snapshotter": configuration.snapshotter,
+        },
+        f'plugins."{_CRI}".containerd.runtimes.default.options': {"BinaryName": configuration.runtime},
+    }  # fmt: skip
+    lines = []
+    for name, values in tables.items():
+        lines += ["", f"[{name}]"] if name else []
+        lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: str | int) -> str:
+    if isinstance(value, int):
+        return str(value)
+    escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or c in '"\\\x7f' else c for c in value)
+    return f'"{escaped}"'
+
+
+def overridden(configuration: Configuration, **given: Any) -> Configuration:
+    """The same with what flags say; a flag that isn't given is None."""
+    known = {one.name for one in fields(Configuration)}
+    for name, value in given.items():
+        assert name in known, name
+        if value is not None:
+            setattr(configuration, name, value)
+    return configuration

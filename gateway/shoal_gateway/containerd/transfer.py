@@ -1,0 +1,231 @@
+"""containerd.services.transfer.v1.Transfer: pulls, pushes, imports, exports and tags, by what stands at either end.
+
+Each is one operation of the content service, whose progress goes to the stream that the client names. A client that
+goes away cancels it, and it is undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, aclosing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.any_pb2 import Any as AnyProto
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+from shoal_bus import image_reference
+from shoal_bus.api import content, snapshot
+from shoal_bus.errors import InvalidArgument, Unimplemented
+
+from shoal_gateway import archives
+from shoal_gateway.call import Call
+from shoal_gateway.proto.containerd.services.transfer.v1 import transfer_pb2 as pb
+from shoal_gateway.proto.containerd.types.transfer.imagestore_pb2 import ImageReference, ImageStore
+from shoal_gateway.proto.containerd.types.transfer.importexport_pb2 import ImageExportStream, ImageImportStream
+from shoal_gateway.proto.containerd.types.transfer.registry_pb2 import DISABLED, OCIRegistry
+from shoal_gateway.rpc import Servicer
+from shoal_gateway.streams import Sender, Stream, Streams, received
+from shoal_gateway.transfers import image_store
+from shoal_gateway.transfers.progress import Told
+from shoal_gateway.transfers.registry import registry
+from shoal_gateway.typeurls import message_of
+
+_ENDS: tuple[type[Message], ...] = (OCIRegistry, ImageStore, ImageImportStream, ImageExportStream)
+
+
+class Transfer(Servicer):
+    """`snapshotter` is where images are unpacked whose client doesn't say; `state` the node's state directory."""
+
+    service = pb.DESCRIPTOR.services_by_name["Transfer"]
+
+    def __init__(self, streams: Streams, state: Path, snapshotter: str = "") -> None:
+        self._streams, self._state = streams, state
+        self._snapshotter = snapshotter or snapshot.DEFAULT
+        self._ways: dict[tuple[type[Message], type[Message]], Callable[..., Awaitable[None]]] = {
+            (OCIRegistry, ImageStore): self._pull,
+            (ImageStore, OCIRegistry): self._push,
+            (ImageStore, ImageStore): self._tag,
+            (ImageImportStream, ImageStore): self._import,
+            (ImageStore, ImageExportStream): self._export,
+            (ImageImportStream, ImageExportStream): self._pass_on,
+        }
+
+    async def transfer(self, call: Call, request: pb.TransferRequest) -> Empty:
+        """Returns when everything is there. UNIMPLEMENTED for two ends between which nothing goes."""
+        namespace = call.namespace
+        with ExitStack() as stack:
+
+            def stream(name: str) -> Stream:
+                found = self._streams.get(namespace, name)
+                stack.callback(found.close)
+                return found
+
+            told = Told(stream(request.options.progress_stream) if request.options.progress_stream else None)
+            source, destination = _end(request.source, "source"), _end(request.destination, "destination")
+            way = (
+                self._ways.get((type(source), type(destination)))
+                if source is not None and destination is not None
+                else None
+            )
+            if way is None:
+                raise _unimplemented(request.source, request.destination)
+            await way(call, source, destination, told, stream)
+        return Empty()
+
+    async def _pull(
+        self, call: Call, source: OCIRegistry, target: ImageStore, told: Told, stream: Callable[[str], Stream]
+    ) -> None:
+        origin = _registry(source, stream)
+        told.say(f"Resolving from {origin}")
+        platform, all_platforms = image_store.platforms_of(target.platforms)
+        unpacks = await image_store.unpacking(call, target, self._snapshotter)
+        first_platform, snapshotter = unpacks[0] if unpacks else (platform, "")
+        name = target.name or str(image_reference.parse(source.reference))
+        told.say(f"Pulling from {origin}")
+        told.say("fetching image content", name)
+        image = await call.operate(
+            content.IMAGE_PULL,
+            content.PullImage(
+                name=source.reference, save_as=target.name, platform=platform or first_platform,
+                all_platforms=all_platforms, snapshotter=snapshotter, plain_http=origin.plain_http,
+                credential=await origin.credential(call), labels=dict(target.labels),
+            ),
+            on_progress=partial(told.pulled, name),
+        )  # fmt: skip
+        for number, (other, elsewhere) in enumerate(unpacks[1:]):
+            wanted = content.UnpackImage(name=image.name, platform=other, snapshotter=elsewhere)
+            await call.operate(content.IMAGE_UNPACK, wanted, step=f"unpack.{number}")
+        await told.finished(call, image.name, platform or first_platform, "extracted" if unpacks else "complete")
+        told.say("saved", image.name, image.target)
+        await self._name(call, target, image, told)
+        told.say(f"Completed pull from {origin}")
+
+    async def _push(
+        self, call: Call, source: ImageStore, target: OCIRegistry, told: Told, stream: Callable[[str], Stream]
+    ) -> None:
+        destination = _registry(target, stream)
+        image = await image_store.named(call, source)
+        platform, all_platforms = image_store.platforms_of(source.platforms)
+        told.say(f"Pushing to {destination}")
+        told.say("pushing content", image.name, image.target)
+        pushed = await call.operate(
+            content.IMAGE_PUSH,
+            content.PushImage(
+                name=image.name, destination=target.reference, platform=platform, all_platforms=all_platforms,
+                plain_http=destination.plain_http, credential=await destination.credential(call),
+            ),
+            on_progress=partial(told.pushed, image.name),
+        )  # fmt: skip
+        await told.finished(call, image.name, platform, "complete")
+        told.say("pushed content", image.name, pushed.target)
+        told.say(f"Completed push to {destination}", target=pushed.target)
+
+    async def _tag(
+        self, call: Call, source: ImageStore, target: ImageStore, told: Told, stream: Callable[[str], Stream]
+    ) -> None:
+        image = await image_store.named(call, source)
+        if not target.name and not target.extra_references:
+            raise InvalidArgument("the destination has no image's name")
+        if target.name:
+            image = await image_store.store(call, target.name, image.target, dict(target.labels), "name")
+        await self._name(call, target, image, told)
+
+    async def _import(
+        self, call: Call, source: ImageImportStream, target: ImageStore, told: Told, stream: Callable[[str], Stream]
+    ) -> None:
+        if source.force_compress:
+            raise Unimplemented("force_compress: layers are stored as the archive has them")
+        if target.name:
+            raise Unimplemented(f"image {target.name}: the index of an archive can't be stored by a name of its own")
+        prefix = _prefix(target)
+        platform, all_platforms = image_store.platforms_of(target.platforms)
+        unpacks = await image_store.unpacking(call, target, self._snapshotter)
+        bytes_of = stream(source.stream)
+        told.say("Importing")
+        with archives.entry(self._state) as entry:
+            wanted = content.ImportImages(
+                archive=entry.name, base_name=prefix.name, other_names=prefix.allow_overwrite,
+                digests=prefix.add_digest, skip_named_digests=prefix.skip_named_digest,
+                platform=platform or (unpacks[0][0] if unpacks else ""), all_platforms=all_platforms,
+                snapshotter=unpacks[0][1] if unpacks else "", labels=dict(target.labels),
+            )  # fmt: skip
+            async with aclosing(received(bytes_of)) as chunks:
+                imported = await archives.beside(call.operate(content.IMAGE_IMPORT, wanted), entry.feed(chunks))
+        for number, (other, elsewhere) in enumerate(unpacks[1:]):
+            for image in imported.images:
+                again = content.UnpackImage(name=image.name, platform=other, snapshotter=elsewhere)
+                await call.operate(content.IMAGE_UNPACK, again, step=f"unpack.{number}.{image.name[:64]}")
+        for image in imported.images:
+            told.say("saved", image.name, image.target)
+        told.say("Completed import")
+
+    async def _export(
+        self, call: Call, source: ImageStore, target: ImageExportStream, told: Told, stream: Callable[[str], Stream]
+    ) -> None:
+        if target.skip_compatibility_manifest:
+            raise Unimplemented("skip_compatibility_manifest: an archive can be read by `docker load`, too")
+        names = await image_store.names_of(call, source)
+        platform, all_platforms = image_store.platforms_of(target.platforms)
+        if not target.platforms:
+            all_platforms = target.all_platforms
+        sender = Sender(stream(target.stream))
+        told.say("Exporting")
+        with archives.entry(self._state) as entry:
+            wanted = content.ExportImages(
+                names=names, archive=entry.name, platform=platform, all_platforms=all_platforms or target.all_platforms,
+                skip_non_distributable=target.skip_non_distributable,
+            )  # fmt: skip
+            await archives.beside(call.operate(content.IMAGE_EXPORT, wanted), entry.drain(sender.write))
+        told.say("Completed export")
+
+    async def _pass_on(
+        self,
+        call: Call,
+        source: ImageImportStream,
+        target: ImageExportStream,
+        told: Told,
+        stream: Callable[[str], Stream],
+    ) -> None:
+        """From stream to stream, which is what containerd has for trying them out."""
+        sender = Sender(stream(target.stream))
+        async with aclosing(received(stream(source.stream))) as chunks:
+            async for chunk in chunks:
+                await sender.write(chunk)
+
+    async def _name(self, call: Call, target: ImageStore, image: content.Image, told: Told) -> None:
+        labels = image_store.further_labels(target)
+        for number, name in enumerate(image_store.further_names(target, image.target)):
+            further = await image_store.store(call, name, image.target, labels, f"further.{number}")
+            told.say("saved", further.name, further.target)
+
+
+def _end(packed: AnyProto, what: str) -> Message | None:
+    """What stands at one end; None for what nothing here goes to or comes from."""
+    name = packed.type_url.rpartition("/")[2]
+    for kind in _ENDS:
+        if kind.DESCRIPTOR.full_name == name:
+            return message_of(packed, kind, what)
+    return None
+
+
+def _unimplemented(source: AnyProto, destination: AnyProto) -> Unimplemented:
+    return Unimplemented(
+        f"method Transfer not implemented for {source.type_url or 'nothing'} to {destination.type_url or 'nothing'}"
+    )
+
+
+def _registry(end: OCIRegistry, stream: Callable[[str], Stream]) -> Any:
+    resolver = end.resolver
+    if resolver.http_debug != DISABLED and resolver.logs_stream:
+        stream(resolver.logs_stream)  # closed with nothing on it: requests aren't logged
+    return registry(end, stream(resolver.auth_stream) if resolver.auth_stream else None)
+
+
+def _prefix(target: ImageStore) -> ImageReference:
+    """The one prefix by which images of an archive are named; none is what the archive itself has for names."""
+    prefixes = [one for one in target.extra_references if one.is_prefix]
+    if len(prefixes) > 1 or len(prefixes) < len(target.extra_references):
+        raise Unimplemented("images of an archive are named by one prefix")
+    return prefixes[0] if prefixes else ImageReference()

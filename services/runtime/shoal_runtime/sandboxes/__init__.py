@@ -1,0 +1,1 @@
+"""Sandboxes: the store that clients keep them in, and the controller under which they run."""

@@ -1,0 +1,163 @@
+"""Containerd's configuration files: what applies to a node of shoal's, and what is named as not applying."""
+
+from __future__ import annotations
+
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from shoal_bus.errors import InvalidArgument, NotFound
+from shoal_cli.containerd.configuration import Configuration, dump, load
+
+
+def read(directory: Path, text: str) -> Configuration:
+    path = directory / "config.toml"
+    path.write_text(text)
+    return load(path, asked_for=True)
+
+
+def test_version_2(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        """
+        version = 2
+        root = "/srv/root"
+        state = "/run/srv"
+        [grpc]
+        address = "/run/srv/c.sock"
+        uid = 7
+        gid = 8
+        max_recv_message_size = 16777216
+        [debug]
+        level = "warn"
+        [plugins."io.containerd.grpc.v1.cri".registry]
+        config_path = "/etc/hosts.d:/etc/docker/certs.d"
+        [plugins."io.containerd.grpc.v1.cri".containerd]
+        snapshotter = "native"
+        default_runtime_name = "mine"
+        [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.mine]
+        runtime_type = "io.containerd.runc.v2"
+        [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.mine.options]
+        BinaryName = "/usr/bin/crun"
+        """,
+    )
+    assert (found.root, found.state, found.address) == (Path("/srv/root"), Path("/run/srv"), Path("/run/srv/c.sock"))
+    assert (found.uid, found.gid, found.level) == (7, 8, "warning")
+    assert (found.snapshotter, found.runtime) == ("native", "/usr/bin/crun")
+    assert found.registry_config == Path("/etc/hosts.d")
+    assert found.warnings == [
+        'plugins."io.containerd.grpc.v1.cri".registry.config_path: only /etc/hosts.d is looked at'
+    ]
+
+
+def test_version_3(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        """
+        version = 3
+        [plugins."io.containerd.cri.v1.images"]
+        snapshotter = "btrfs"
+        [plugins."io.containerd.cri.v1.images".registry]
+        config_path = "/etc/containerd/certs.d"
+        [plugins."io.containerd.cri.v1.runtime".containerd]
+        default_runtime_name = "crun"
+        [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.crun]
+        runtime_type = "io.containerd.crun.v2"
+        [plugins."io.containerd.transfer.v1.local"]
+        config_path = "/etc/transfer"
+        """,
+    )
+    assert (found.snapshotter, found.runtime) == ("btrfs", "crun")
+    assert found.registry_config == Path("/etc/transfer")
+    assert found.warnings == []
+
+
+def test_what_does_not_apply_is_named(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        """
+        version = 2
+        oom_score = -999
+        disabled_plugins = ["io.containerd.grpc.v1.cri"]
+        colour = "red"
+        [grpc]
+        tcp_address = "127.0.0.1:7"
+        adress = "/misspelt"
+        [debug]
+        address = "/run/debug.sock"
+        [metrics]
+        address = "127.0.0.1:1338"
+        [ttrpc]
+        address = ""
+        [plugins.opt]
+        path = "/opt"
+        """,
+    )
+    assert [one.partition(": ")[0] for one in found.warnings] == [
+        "grpc.tcp_address", "grpc.adress", "debug.address", "metrics.address", "oom_score", "disabled_plugins",
+        "plugins.opt", "colour",
+    ]  # fmt: skip
+    assert "grpc.adress: unknown" in found.warnings
+
+
+def test_what_containerd_itself_prints_can_be_read(tmp_path: Path) -> None:
+    printed = subprocess.run(["containerd", "config", "default"], capture_output=True, text=True, check=True).stdout
+    found = read(tmp_path, printed)
+    assert (found.root, found.state) == (Path("/var/lib/containerd"), Path("/run/containerd"))
+    assert found.address == Path("/run/containerd/containerd.sock")
+    assert (found.runtime, found.snapshotter) == ("runc", "overlayfs")
+    assert not [one for one in found.warnings if "unknown" in one]
+
+
+def test_imports_are_read_behind_the_file(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "a.toml").write_text('version = 2\nroot = "/a"\nimports = ["../config.toml"]\n')
+    (tmp_path / "conf.d" / "b.toml").write_text("version = 2\n[grpc]\ngid = 5\n")
+    found = read(tmp_path, 'version = 2\nimports = ["conf.d/*.toml"]\nroot = "/first"\nstate = "/s"\n')
+    assert (found.root, found.state, found.gid) == (Path("/a"), Path("/s"), 5)
+    with pytest.raises(NotFound, match=r"none\.toml"):
+        read(tmp_path, 'version = 2\nimports = ["none.toml"]\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("version = ", "not TOML"),
+        ("version = 9", "version: 9"),
+        ('version = 2\nroot = "relative"', "root"),
+        ("version = 2\nroot = 7", "root: must be text"),
+        ('version = 2\n[grpc]\nuid = "root"', "grpc.uid: must be an integer"),
+        ("version = 2\n[grpc]\nuid = true", "grpc.uid"),
+        ("version = 2\n[grpc]\ngid = -1", "grpc.gid: -1"),
+        ("version = 2\ngrpc = 1", "grpc: must be a table"),
+        ('version = 2\n[debug]\nlevel = "loud"', "debug.level: 'loud'"),
+        ('version = 2\n[plugins]\n"io.containerd.grpc.v1.cri" = 1', 'plugins."io.containerd.grpc.v1.cri"'),
+        ("version = 2\nimports = 3", "imports"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_file_and_the_key(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        read(tmp_path, text)
+    assert str(tmp_path / "config.toml") in caught.value.message
+    assert words in caught.value.message
+
+
+def test_a_file_that_is_not_there_matters_only_where_it_was_asked_for(tmp_path: Path) -> None:
+    assert load(tmp_path / "none", asked_for=False) == Configuration()
+    with pytest.raises(NotFound):
+        load(tmp_path / "none", asked_for=True)
+
+
+def test_plugins_of_the_first_version_are_not_read(tmp_path: Path) -> None:
+    found = read(tmp_path, "[plugins.cri]\nx = 1\n")
+    assert [one.partition(": ")[0] for one in found.warnings] == ["plugins"]
+
+
+def test_a_dump_reads_as_what_was_dumped(tmp_path: Path) -> None:
+    configuration = Configuration(
+        root=Path('/a "b"\\'), gid=7, level="warning", runtime="crun", snapshotter="native",
+        registry_config=Path("/hosts"),
+    )  # fmt: skip
+    assert read(tmp_path, dump(configuration)) == configuration
+    assert tomllib.loads(dump(Configuration()))["version"] == 2
