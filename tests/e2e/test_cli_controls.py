@@ -65,7 +65,9 @@ def test_limits_are_those_of_the_cgroup(node: Shoal, box: str) -> None:
     assert node.json("stats", box, "--interval", "0.1")[0]["memory"]["limit"] == 64 << 20
     resources = node.json("inspect", box)["spec"]["linux"]["resources"]
     assert (resources["memory"]["limit"], resources["pids"]["limit"]) == (64 << 20, 20)
-    refused(node.run("update", "--memory", "4k", box), 7, "FAILED_PRECONDITION", "OCI runtime update failed", "memory limit")
+    refused(
+        node.run("update", "--memory", "4k", box), 7, "FAILED_PRECONDITION", "OCI runtime update failed", "memory limit"
+    )
     node.ok("update", "--memory", "-1", "--memory-swap", "-1", "--pids-limit", "-1", box)
     assert limit(pid, "pids", "pids.max", "pids.max").strip() == "max"
     assert node.run("exec", box, "true").returncode == 0
