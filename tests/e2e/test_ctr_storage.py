@@ -63,6 +63,13 @@ class Both:
             done = self.at(socket, command, stdin)
             assert done.returncode == 0, (command, done.stderr)
 
+    def collected(self) -> None:
+        """Garbage is gone from both sides, and none of them is about to look for more."""
+        for socket in (self.theirs, self.ours):
+            for command in "leases create --id sweep", "leases rm --sync sweep":
+                done = self.at(socket, command)
+                assert done.returncode == 0, done.stderr
+
     def _shown(self, done: subprocess.CompletedProcess[bytes], ordered: bool) -> tuple[int, object, str]:
         def plain(data: bytes) -> str:
             text = data.decode(errors="backslashreplace")
@@ -115,6 +122,7 @@ def image(registry: Registry) -> str:
 def pulled(both: Both, image: str) -> Iterator[str]:
     """That image, pulled on both sides, and gone from them afterwards."""
     both.ok(f"images pull --plain-http {image}")
+    both.collected()
     yield image
     for socket in (both.ours, both.theirs):
         names = both.at(socket, "images ls -q").stdout.decode().split()
@@ -157,6 +165,7 @@ def test_images_are_exported_imported_and_pushed(both: Both, pulled: str) -> Non
     both.same(f"images rm --sync {pulled}")
     assert both.same("content ls -q") == ""
     both.ok("images import DIR/image.tar")
+    both.collected()
     both.same("images ls")
     both.same("content ls -q")
     again = f"{pulled.rpartition(':')[0]}:again"
@@ -170,6 +179,7 @@ def test_images_are_exported_imported_and_pushed(both: Both, pulled: str) -> Non
 def test_images_are_converted(both: Both, pulled: str) -> None:
     both.same(f"images convert --uncompress {pulled} plain:1")
     both.same(f"images convert --oci {pulled} oci:1")
+    both.collected()
     both.same("images ls")
     both.same("content ls -q")
 
@@ -202,6 +212,7 @@ def test_an_image_is_mounted_changed_and_compared(both: Both, pulled: str) -> No
 
 
 def test_content_is_ingested_read_labelled_and_removed(both: Both) -> None:
+    both.collected()
     both.same("content ingest --expected-size 7 wrong-size", b"hello\n")
     both.same(f"content ingest --expected-digest {NOTHING} wrong-digest", b"hello\n")
     both.same("content active", ordered=False)
@@ -226,6 +237,7 @@ def test_content_is_ingested_read_labelled_and_removed(both: Both) -> None:
 
 
 def test_a_blob_of_many_messages_comes_back_as_it_was(both: Both) -> None:
+    both.collected()
     data = b"".join(number.to_bytes(8, "big") for number in range(1 << 20))
     both.same("content ingest large", data)
     digest = both.same("content ls -q").strip()
@@ -236,6 +248,7 @@ def test_a_blob_of_many_messages_comes_back_as_it_was(both: Both) -> None:
 
 def test_content_is_fetched_pruned_and_pushed_as_objects(both: Both, image: str) -> None:
     both.ok(f"content fetch --plain-http {image}")
+    both.collected()
     both.same("images ls")
     both.same("content ls -q")
     both.same("snapshots ls")
@@ -251,6 +264,7 @@ def test_content_is_fetched_pruned_and_pushed_as_objects(both: Both, image: str)
 
 
 def test_snapshots_live_and_die(both: Both) -> None:
+    both.collected()
     both.same("snapshots prepare active-1")
     both.same("snapshots prepare active-1")
     both.same("snapshots prepare active-2 nothing")
@@ -277,6 +291,7 @@ def test_snapshots_live_and_die(both: Both) -> None:
 
 
 def test_a_view_is_of_a_committed_snapshot_and_cant_be_committed(both: Both) -> None:
+    both.collected()
     both.same("snapshots prepare writable")
     both.refused("snapshots view view-1 writable")
     both.same("snapshots commit below writable")
@@ -299,6 +314,7 @@ def test_other_snapshotters_are_asked_by_their_names(both: Both) -> None:
 def test_an_image_is_unpacked_into_another_snapshotter(both: Both, pulled: str) -> None:
     digest = both.same("images ls name==" + pulled).splitlines()[1].split()[2]
     both.same(f"snapshots --snapshotter native unpack {digest}")
+    both.collected()
     both.same("snapshots --snapshotter native ls")
     both.same("content ls")
 
@@ -318,6 +334,7 @@ def test_leases_are_made_listed_and_ended(both: Both) -> None:
 
 
 def test_namespaces_see_their_own_alone(both: Both) -> None:
+    both.collected()
     both.same("--namespace elsewhere content ingest mine", b"hello\n")
     both.same("--namespace elsewhere content ls -q")
     assert both.same("content ls -q") == ""
