@@ -8,16 +8,21 @@ room takes it again.
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 BYTES = 4 << 20
+_SMALL = 8
+"""A disk with less than so many times that of room is too small for such a file."""
 
 
 def take(database: Path) -> None:
-    """Takes the room, unless it is taken already. Where there is none, nothing is taken."""
+    """Takes the room, unless it is taken already. Where there is little, nothing is taken."""
     place = _place(database)
     with suppress(OSError):
+        if not place.exists() and shutil.disk_usage(database.parent).free < _SMALL * BYTES:
+            return
         fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, BYTES)

@@ -77,6 +77,13 @@ def test_quiet_leaves_out_what_is_no_warning_and_still_hears_it() -> None:
     assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["process.restarts"]
 
 
+def test_a_log_on_a_full_disk_stops_nobody() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        lines = Lines("info", out=io.TextIOWrapper(full, write_through=True))
+        lines.say("node.stopping")
+        assert lines.take("content", b'{"event": "service.ready", "level": "info"}\n') == ("content", "service.ready")
+
+
 def test_the_bus_keeps_its_address_and_shows_its_credential_to_nobody(tmp_path: Path) -> None:
     first = EmbeddedBus("n", tmp_path / "root", tmp_path / "state")
     first.command()

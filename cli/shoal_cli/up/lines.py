@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
 
@@ -53,8 +54,9 @@ class Lines:
         if LEVELS.get(level, 20) < self._threshold:
             return
         text = _pretty(name, level, record) if self._pretty else json.dumps(record, default=str)
-        self._out.write(f"{text}\n")
-        self._out.flush()
+        with suppress(OSError):  # a full disk, or nobody who reads: the node goes on without
+            self._out.write(f"{text}\n")
+            self._out.flush()
 
 
 def _now() -> str:
