@@ -14,6 +14,7 @@ import os
 import signal
 import stat
 import termios
+from collections.abc import Sequence
 from contextlib import suppress
 
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
@@ -21,11 +22,15 @@ _KEPT_OPEN, _MOST_FDS = 3, 1 << 20
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def let_go(*kept: int) -> None:
-    """In a fork: event loop, signal handlers, and descriptors but the standard ones and these, are its parent's."""
+def let_go(*kept: int, ignored: Sequence[int] = ()) -> None:
+    """In a fork: event loop, signal handlers, and descriptors but the standard ones and these, are its parent's.
+
+    Signals that are `ignored` are so from the beginning.
+    """
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in ignored else usual)
     asyncio._set_running_loop(None)
     gc.freeze()
     begin = _KEPT_OPEN

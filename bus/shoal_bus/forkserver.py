@@ -32,6 +32,8 @@ from typing import NoReturn
 
 from shoal_bus import forks
 
+_IGNORED = (signal.SIGINT, signal.SIGTERM)
+"""A signal for the whole group is the service's affair: it ends these processes when it has no use for them."""
 _MESSAGE = struct.Struct("=?ii")
 """Whether a worker has ended, its process id, and how it ended as `os.waitstatus_to_exitcode` has it."""
 
@@ -179,17 +181,16 @@ def _serve(fd: int, module: str, parent: int) -> NoReturn:
     """This fork is the server."""
     status = 1
     try:
-        forks.let_go(fd)
+        forks.let_go(fd, ignored=_IGNORED)
         forks.die_with(parent)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A signal for the whole group is the service's affair: it ends these processes when it has no use for them.
-            signal.signal(number, signal.SIG_IGN)
         os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
         os.dup2(2, 1)
         sys.stdout = sys.stderr = open(2, "w", 1, closefd=False)  # noqa: SIM115 (a descriptor)
         forks.name("shoal-forks")
         _Server(socket.socket(fileno=fd), module).run()
         status = 0
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the service is gone
     except BaseException:  # noqa: BLE001 (as the interpreter does with what nobody has caught)
         _tell()
     finally:
@@ -245,13 +246,13 @@ class _Server:
         status = 1
         try:
             forks.die_with(parent)
-            forks.let_go(connection)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
+            forks.let_go(connection, ignored=_IGNORED)
             forks.name("shoal-worker")
             with os.fdopen(connection, "rb", closefd=False) as requests:
                 sys.modules[self._module].work(requests, connection)
             status = 0
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the service is gone, and so is this in a moment
         except SystemExit as ending:
             status = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         except BaseException:  # noqa: BLE001 (as above)

@@ -157,15 +157,17 @@ async def test_a_layer_that_is_wrong_leaves_nothing_and_takes_nothing_from_anoth
 async def test_a_pull_that_is_cancelled_takes_nothing_from_another_one_of_the_same_image(
     node: TestNode, client: Client, between: Proxy, image: Image
 ) -> None:
-    between.pause = 0.01
+    between.pause = 0.05
     names = [f"{between.host}/app:latest", f"{between.host}/app@{image.digest}"]
     first, second = (
         asyncio.create_task(client.operate(content.IMAGE_PULL, content.PullImage(name=name), timeout=60))
         for name in names
     )
     await asyncio.sleep(0.5)
+    assert not first.done()
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
+    between.pause = 0.0
     assert (await second).target.digest == image.digest
     await committed(client, 4)
     for name in names[1:]:
