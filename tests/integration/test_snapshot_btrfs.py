@@ -108,6 +108,17 @@ def write_until_full(root: Path, limit: int) -> None:
     assert limit // 2 <= written <= limit
 
 
+def test_what_a_killed_prober_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    with btrfs(tmp_path) as place:
+        for name in (".probe-of-a-dead-one", "btrfs/probe-of-a-dead-one"):
+            (place / name).parent.mkdir(exist_ok=True)
+            subprocess.run(["btrfs", "-q", "subvolume", "create", str(place / name)], check=True)
+        assert "quota" not in Btrfs(place / "btrfs").capabilities()
+        assert subvolumes(place) == []
+        assert sorted(p.name for p in place.iterdir()) == ["btrfs"]
+        assert sorted(p.name for p in (place / "btrfs").iterdir()) == ["snapshots", "trash"]
+
+
 def test_another_file_system_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="--root"):
         Btrfs(tmp_path / "btrfs")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from shoal_bus.api import snapshot as api
 from shoal_bus.database import Database
 from shoal_bus.errors import FailedPrecondition, InvalidArgument
 from shoal_bus.types import Mount
-from shoal_snapshot import overlay_features, quota
+from shoal_snapshot import disk, overlay_features, quota
 from shoal_snapshot.diff.compute import compute
 from shoal_snapshot.overlayfs import Overlayfs
 from shoal_snapshot.records import MIGRATIONS
@@ -271,3 +272,17 @@ def test_what_is_probed_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["snapshots", "trash"]
     assert made.mount_type == "overlay"
     assert {"remap-ids", "volatile"} <= set(made.capabilities())
+
+
+def test_what_a_killed_prober_left_goes_with_the_next_one_and_a_living_one_keeps_its_own(tmp_path: Path) -> None:
+    left = tmp_path / "probe-of-a-dead-one"
+    (left / "volatile-work" / "work" / "incompat").mkdir(parents=True)
+    with ThreadPoolExecutor(1) as pool:
+        with disk.scratch(str(tmp_path), b"probe-") as name:
+            assert not left.exists()
+            other = pool.submit(Overlayfs, tmp_path)
+            with pytest.raises(TimeoutError):
+                other.result(0.2)
+            assert (tmp_path / os.fsdecode(name)).is_dir()
+        other.result(10)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["snapshots", "trash"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -122,22 +121,17 @@ class Btrfs(Snapshotter):
 
     def _limits(self) -> bool:
         """Whether quotas are enabled: tried on a subvolume of its own."""
-        name = b"probe-" + secrets.token_hex(6).encode()
-        with disk.opened(str(self.root)) as place:
-            subvolumes.create(place, name)
+        with subvolumes.scratch(str(self.root), b"probe-") as fd:
             try:
-                with disk.opened(str(self.root / os.fsdecode(name))) as fd:
-                    subvolumes.limit(fd, 1 << 30)
+                subvolumes.limit(fd, 1 << 30)
             except OSError:
                 return False
-            finally:
-                subvolumes.destroy(place, name)
         return True
 
 
 def _make_plain(root: int, path: bytes) -> None:
     """Puts a plain directory with the same content in a subvolume's place."""
-    name, aside = path.rpartition(b"/")[2], b".shoal-" + secrets.token_hex(8).encode()
+    name, aside = path.rpartition(b"/")[2], b".shoal-" + os.urandom(8).hex().encode()
     parent = open_parent(root, path)
     try:
         times = os.fstat(parent)

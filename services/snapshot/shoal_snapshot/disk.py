@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from shoal_snapshot.apply.overlay import PRIVATE
+from shoal_snapshot.walking import names
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATIENCE_SECONDS = 10.0
@@ -32,10 +34,28 @@ def opened(path: str) -> Iterator[int]:
 
 @contextmanager
 def locked(path: str) -> Iterator[int]:
-    """An open directory that nobody else writes layers to meanwhile (flock(2)); waits for whoever does."""
+    """An open directory that nobody else has locked meanwhile, to write layers, say (flock(2)): waits for others."""
     with opened(path) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
+
+
+@contextmanager
+def scratch(path: str, prefix: bytes) -> Iterator[bytes]:
+    """The name of a new directory in a directory, for what is tried there, with all in it removed afterwards.
+
+    One process at a time has one, and removes first what another that was killed meanwhile has left.
+    """
+    with locked(path) as fd:
+        for old in names(fd):
+            if old.startswith(prefix):
+                remove(old, fd)
+        name = prefix + secrets.token_hex(6).encode()
+        os.mkdir(name, 0o700, dir_fd=fd)
+        try:
+            yield name
+        finally:
+            remove(name, fd)
 
 
 def empty(path: str) -> None:

@@ -7,18 +7,14 @@ namespace, on this file system) only a mount says.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal_snapshot import mounting
+from shoal_snapshot import disk, mounting
 
 _PARAMETERS = Path("/sys/module/overlay/parameters")
 _TRUSTED = "trusted.overlay.opaque"
-_STALE_SECONDS = 600.0
+_PROBE = b"probe-"
 
 
 @dataclass(frozen=True)
@@ -39,12 +35,8 @@ class Features:
 
 def probe(directory: Path) -> Features:
     """Tries overlayfs on a directory's file system. OSError: the kernel can't."""
-    for old in directory.glob("probe-*"):  # of a process that was killed; another copy may be at one right now
-        with suppress(FileNotFoundError):
-            if time.time() - old.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
-    place = Path(tempfile.mkdtemp(prefix="probe-", dir=directory))
-    try:
+    with disk.scratch(str(directory), _PROBE) as made:
+        place = directory / os.fsdecode(made)
         lower = place / "lower"
         lower.mkdir()
         options = []
@@ -56,8 +48,6 @@ def probe(directory: Path) -> Features:
             options += [f"{name}=off" for name in ("metacopy", "redirect_dir") if _on(name)]
         _mount(place, "plain", options)
         return Features(tuple(options), volatile=_can(place, "volatile", [*options, "volatile"]))
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _trusted(directory: Path) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import stat
 import struct
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from shoal_snapshot import disk
 from shoal_snapshot.walking import Descent, names
 
 BTRFS_IOC_SUBVOL_CREATE, BTRFS_IOC_SNAP_DESTROY = 0x5000940E, 0x5000940F
@@ -18,7 +21,7 @@ BTRFS_QGROUP_LIMIT_MAX_EXCL = 2
 BTRFS_FIRST_FREE_OBJECTID = 256
 """The inode of every subvolume's root directory."""
 _NAME, _NAME_V2 = 4088, 4040
-_PROBE, _STALE_SECONDS = b".probe-", 600.0
+_PROBE = b".probe-"
 _NO_SUBVOLUMES = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM})
 
 
@@ -46,21 +49,32 @@ def is_subvolume(status: os.stat_result) -> bool:
 
 def supported(directory: str) -> bool:
     """Whether subvolumes can be made, and deleted, in a directory: tried."""
-    name = _PROBE + os.urandom(6).hex().encode()
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for old in names(fd):  # of a process that was killed; another copy may be at one right now
-            if old.startswith(_PROBE) and time.time() - _changed_at(old, fd) > _STALE_SECONDS:
-                destroy(fd, old)
-        create(fd, name)
-        destroy(fd, name)
+        with scratch(directory, _PROBE):
+            return True
     except OSError as error:
         if error.errno in _NO_SUBVOLUMES:
             return False
         raise
-    finally:
-        os.close(fd)
-    return True
+
+
+@contextmanager
+def scratch(directory: str, prefix: bytes) -> Iterator[int]:
+    """An open, new subvolume for what is tried on it, deleted afterwards.
+
+    One process at a time has one, and deletes first what another that was killed meanwhile has left.
+    """
+    with disk.locked(directory) as parent:
+        for old in names(parent):
+            if old.startswith(prefix):
+                destroy(parent, old)
+        name = prefix + secrets.token_hex(6).encode()
+        create(parent, name)
+        try:
+            with disk.opened(f"/proc/self/fd/{parent}/{os.fsdecode(name)}") as fd:
+                yield fd
+        finally:
+            destroy(parent, name)
 
 
 def destroy(parent_fd: int, name: bytes) -> None:
@@ -116,13 +130,6 @@ def _destroy_nested(parent_fd: int, name: bytes) -> None:
                 place.down(entry)
                 trail.append(entry)
                 todo.append(names(place.fd))
-
-
-def _changed_at(name: bytes, dir_fd: int) -> float:
-    try:
-        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mtime
-    except FileNotFoundError:
-        return time.time()
 
 
 def _volume(name: bytes) -> bytearray:
