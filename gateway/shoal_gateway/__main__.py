@@ -12,17 +12,22 @@ from shoal_bus.process import Process, run_service
 from shoal_bus.subjects import WHOLE_NODE
 
 from shoal_gateway import service as on_the_bus
+from shoal_gateway.containerd.events import ForwardedEvents
 from shoal_gateway.live import LiveEvents
 from shoal_gateway.metrics import Metrics
 from shoal_gateway.server import servicers, serving
+from shoal_gateway.ttrpc import serving_ttrpc
 
 SOCKET = "containerd.sock"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", type=Path, help=f"the Unix socket (default: <state>/{SOCKET})")
-    parser.add_argument("--socket-uid", type=int, default=0, help="the user who owns it (its mode is 0660)")
-    parser.add_argument("--socket-gid", type=int, default=0, help="the group that may use it, too")
+    parser.add_argument(
+        "--ttrpc", type=Path, metavar="ADDRESS", help="the Unix socket for ttrpc (default: gRPC's and .ttrpc)"
+    )
+    parser.add_argument("--socket-uid", type=int, default=0, help="the user who owns them (their mode is 0660)")
+    parser.add_argument("--socket-gid", type=int, default=0, help="the group that may use them, too")
     parser.add_argument(
         "--snapshotter", default="", help="where transferred images are unpacked whose client doesn't say"
     )
@@ -47,6 +52,9 @@ async def setup(process: Process) -> None:
     owner = process.args.socket_uid, process.args.socket_gid
     services = servicers(node, client, live, metrics, version, snapshotter=process.args.snapshotter)
     await stack.enter_async_context(serving(address, services, client, metrics, owner=owner))
+    ttrpc: Path = process.args.ttrpc or address.with_name(f"{address.name}.ttrpc")
+    events = [ForwardedEvents()]
+    await stack.enter_async_context(serving_ttrpc(ttrpc, events, client, metrics, owner=owner))
     await stack.enter_async_context(dispatching(process))
 
 

@@ -37,7 +37,7 @@ class Listener:
         if len(os.fsencode(self.own)) > _LONGEST:
             room = _LONGEST - len(self.own.name) + len(self.path.name)
             raise InvalidArgument(
-                f"--address {self.path}: too long for a Unix socket",
+                f"{self.path}: too long for a Unix socket",
                 hint=f"its directory has {room} characters at most",
             )
 
@@ -46,7 +46,7 @@ class Listener:
         """Around gRPC's bind to the address it yields: the socket is made with its mode, not given it afterwards."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
         if self.path.exists() and not self.path.is_socket():
-            raise FailedPrecondition(f"--address {self.path}: there is something that isn't a socket")
+            raise FailedPrecondition(f"{self.path}: there is something that isn't a socket")
         self._sweep()
         self.own.unlink(missing_ok=True)
         mask = os.umask(0o777 & ~MODE)

@@ -14,7 +14,7 @@ layer less is time on every call.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
 
@@ -38,21 +38,16 @@ class Servicer:
 
 def bind(servicer: Servicer, client: Client, metrics: Metrics) -> grpc.GenericRpcHandler[bytes, bytes]:
     """The handler that serves `servicer` on a `grpc.aio` server."""
-    handlers: dict[str, Any] = {}
+    handlers = {binding.name: binding.handler() for binding in bindings(servicer, client, metrics)}
+    return grpc.method_handlers_generic_handler(servicer.service.full_name, handlers)
+
+
+def bindings(servicer: Servicer, client: Client, metrics: Metrics) -> Iterator[Binding]:
+    """The methods that `servicer` has."""
     for method in servicer.service.methods:
         implementation = getattr(servicer, snake(method.name), None)
-        if implementation is None:
-            continue
-        binding = _Binding(method, implementation, client, metrics)
-        if method.client_streaming:
-            if not method.server_streaming:
-                raise NotImplementedError(f"{method.full_name}: the protocol has no such methods")
-            handlers[method.name] = grpc.stream_stream_rpc_method_handler(binding.both)
-        elif method.server_streaming:
-            handlers[method.name] = grpc.unary_stream_rpc_method_handler(binding.stream)
-        else:
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(binding.unary)
-    return grpc.method_handlers_generic_handler(servicer.service.full_name, handlers)
+        if implementation is not None:
+            yield Binding(method, implementation, client, metrics)
 
 
 def snake(name: str) -> str:
@@ -71,26 +66,50 @@ async def _write(context: Any, data: bytes) -> None:
         raise _Gone from None
 
 
-class _Binding:
-    """One method."""
+class Binding:
+    """One method, bound to what implements it."""
 
     def __init__(self, method: MethodDescriptor, implementation: Any, client: Client, metrics: Metrics) -> None:
         assert method.containing_service is not None
+        self.name = method.name
+        self.streams = method.client_streaming, method.server_streaming
+        """Whether it streams its requests, and its replies."""
         self._path = f"/{method.containing_service.full_name}/{method.name}"
         self._request: type[Message] = GetMessageClass(method.input_type)
         self._implementation = implementation
         self._client = client
         self._calls = metrics.calls(method.containing_service.full_name, method.name)
 
-    async def unary(self, data: bytes, context: Any) -> bytes:
-        call = self._call(context)
+    def handler(self) -> Any:
+        """What gRPC is to call."""
+        match self.streams:
+            case False, False:
+                return grpc.unary_unary_rpc_method_handler(self.unary)
+            case False, True:
+                return grpc.unary_stream_rpc_method_handler(self.stream)
+            case True, True:
+                return grpc.stream_stream_rpc_method_handler(self.both)
+        raise NotImplementedError(f"{self._path}: the protocol has no such methods")
+
+    def call(self, metadata: Sequence[tuple[str, Any]], remaining: float | None) -> Call:
+        """A call of it, by a client that still waits for so many seconds (None: it doesn't say)."""
+        return Call.of(self._path, metadata, remaining, self._client)
+
+    async def answer(self, call: Call, data: bytes) -> tuple[grpc.StatusCode, bytes | str]:
+        """A unary call's reply, or, where it failed, what its client is told."""
         implementation: Callable[[Call, Message], Awaitable[Message]] = self._implementation
         with self._calls.counted() as outcome:
             try:
-                return (await implementation(call, self._parse(data))).SerializeToString()
+                return grpc.StatusCode.OK, (await implementation(call, self._parse(data))).SerializeToString()
             except Exception as error:  # noqa: BLE001 (every exception is told, as a status)
                 outcome.code, message = self._refused(call, error)
-            await context.abort(outcome.code, message)
+                return outcome.code, message
+
+    async def unary(self, data: bytes, context: Any) -> bytes:
+        code, told = await self.answer(self._called(context), data)
+        if isinstance(told, bytes):
+            return told
+        await context.abort(code, told)
         raise AssertionError("abort raises")
 
     async def stream(self, data: bytes, context: Any) -> None:
@@ -104,7 +123,7 @@ class _Binding:
         await self._stream(context, lambda call: self._implementation(call, parsed()))
 
     async def _stream(self, context: Any, begin: Callable[[Call], AsyncGenerator[Message | bytes, None]]) -> None:
-        call = self._call(context)
+        call = self._called(context)
         with self._calls.counted() as outcome:
             try:
                 async with aclosing(begin(call)) as items:
@@ -126,8 +145,8 @@ class _Binding:
             # The code and the words of grpc-go, which containerd's clients know.
             raise Internal(f"grpc: error unmarshalling request: not a {self._request.DESCRIPTOR.full_name}") from None
 
-    def _call(self, context: Any) -> Call:
-        return Call.of(self._path, context.invocation_metadata() or (), context.time_remaining(), self._client)
+    def _called(self, context: Any) -> Call:
+        return self.call(context.invocation_metadata() or (), context.time_remaining())
 
     def _refused(self, call: Call, error: Exception) -> tuple[grpc.StatusCode, str]:
         code, message = status_of(error)

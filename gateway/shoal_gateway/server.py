@@ -113,7 +113,7 @@ async def serving(
         try:
             server.add_insecure_port(address)
         except RuntimeError as error:
-            raise FailedPrecondition(f"--address {path}: can't be listened on ({error})") from None
+            raise FailedPrecondition(f"{path}: can't be listened on ({error})") from None
     await server.start()
     try:
         async with listener.published():

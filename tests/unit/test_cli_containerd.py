@@ -89,16 +89,18 @@ def test_what_does_not_apply_is_named(tmp_path: Path) -> None:
         [metrics]
         address = "127.0.0.1:1338"
         [ttrpc]
-        address = ""
+        address = "/run/own.ttrpc"
+        uid = 8
         [plugins.opt]
         path = "/opt"
         """,
     )
     assert [one.partition(": ")[0] for one in found.warnings] == [
-        "grpc.tcp_address", "grpc.adress", "debug.address", "metrics.address", "oom_score", "disabled_plugins",
-        "plugins.opt", "colour",
+        "ttrpc.uid", "grpc.tcp_address", "grpc.adress", "debug.address", "metrics.address", "oom_score",
+        "disabled_plugins", "plugins.opt", "colour",
     ]  # fmt: skip
     assert "grpc.adress: unknown" in found.warnings
+    assert found.ttrpc == Path("/run/own.ttrpc")
 
 
 def test_what_containerd_itself_prints_can_be_read(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_plugins_of_the_first_version_are_not_read(tmp_path: Path) -> None:
 def test_a_dump_reads_as_what_was_dumped(tmp_path: Path) -> None:
     configuration = Configuration(
         root=Path('/a "b"\\'), gid=7, level="warning", runtime="crun", snapshotter="native",
-        registry_config=Path("/hosts"),
+        registry_config=Path("/hosts"), ttrpc=Path("/own.ttrpc"),
     )  # fmt: skip
     assert read(tmp_path, dump(configuration)) == configuration
     assert tomllib.loads(dump(Configuration()))["version"] == 2

@@ -22,10 +22,11 @@ SERVICES = {
         "containers", "content", "diff", "events", "images", "introspection", "leases", "mounts", "namespaces",
         "snapshots", "streaming", "tasks", "transfer", "version",
     )),
+    "containerd.services.events.ttrpc.v1.Events",
     "containerd.services.sandbox.v1.Controller",
     "containerd.services.sandbox.v1.Store",
 }  # fmt: skip
-"""What containerd 2.x serves on its socket, health and reflection aside."""
+"""What containerd 2.x serves on its sockets, health and reflection aside."""
 
 STREAMS = {
     "containerd.services.containers.v1.Containers.ListStream": (False, True),

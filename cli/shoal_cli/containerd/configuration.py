@@ -28,7 +28,6 @@ _HOST_WIDE = ("temp", "plugin_dir", "oom_score", "required_plugins", "disabled_p
 _ELSEWHERE = {
     "debug": ("address", "uid", "gid", "format"),
     "metrics": ("address", "grpc_histogram"),
-    "ttrpc": ("address", "uid", "gid", "max_recv_message_size", "max_send_message_size"),
     "grpc": ("tcp_address", "tcp_tls_ca", "tcp_tls_cert", "tcp_tls_key", "tcp_tls_common_name"),
 }
 """What containerd's other sockets are told: a node has HTTP for metrics and logs for the rest."""
@@ -50,7 +49,9 @@ class Configuration:
     address: Path = Path("/run/containerd/containerd.sock")
     uid: int = 0
     gid: int = 0
-    """Who owns the socket besides root: its mode is 0660."""
+    """Who owns the sockets besides root: their mode is 0660."""
+    ttrpc: Path | None = None
+    """The socket for ttrpc; None: beside the other, with `.ttrpc` behind its name."""
     level: str = "info"
     runtime: str = "runc"
     snapshotter: str = ""
@@ -111,13 +112,14 @@ def _read(into: Configuration, file: Table) -> None:
     into.address = _path(grpc, "address") or into.address
     into.uid, into.gid = _owner(grpc, "uid", into.uid), _owner(grpc, "gid", into.gid)
     grpc.set("max_recv_message_size"), grpc.set("max_send_message_size")  # 16 MiB and any, as containerd's defaults
+    _ttrpc(into, file.table("ttrpc"))
     debug = file.table("debug")
     level = debug.text("level")
     if level:
         if level not in LEVELS:
             raise InvalidArgument(f"debug.level: {level!r} must be one of {', '.join(LEVELS)}")
         into.level = LEVELS[level]
-    tables = {"grpc": grpc, "debug": debug, "metrics": file.table("metrics"), "ttrpc": file.table("ttrpc")}
+    tables = {"grpc": grpc, "debug": debug, "metrics": file.table("metrics")}
     for name, table in tables.items():
         for key in _ELSEWHERE[name]:
             if table.set(key):
@@ -149,6 +151,15 @@ def _cri(into: Configuration, table: Table) -> None:
     _registry(into, table)
     into.snapshotter = containers.text("snapshotter") or into.snapshotter
     _runtime(into, containers)
+
+
+def _ttrpc(into: Configuration, table: Table) -> None:
+    into.ttrpc = _path(table, "address") or into.ttrpc
+    table.set("max_recv_message_size"), table.set("max_send_message_size")  # 4 MiB, the protocol's own bound
+    for key, same in (("uid", into.uid), ("gid", into.gid)):
+        if table.integer(key) not in (0, same):
+            into.warnings.append(f"{table.name(key)}: doesn't apply, the socket has grpc.{key}")
+    _unknown(into, table)
 
 
 def _cri_images(into: Configuration, table: Table) -> None:
@@ -220,6 +231,7 @@ def dump(configuration: Configuration) -> str:
     tables: dict[str, Mapping[str, str | int]] = {
         "": {"version": 2, "root": str(configuration.root), "state": str(configuration.state)},
         "grpc": {"address": str(configuration.address), "uid": configuration.uid, "gid": configuration.gid},
+        "ttrpc": {"address": str(configuration.ttrpc or "")},
         "debug": {"level": configuration.level.replace("warning", "warn")},
         f'plugins."{_CRI}".registry': {"config_path": registry},
         f'plugins."{_CRI}".containerd': {

@@ -13,6 +13,8 @@ def run(configuration: Configuration) -> None:
         "--address", str(configuration.address.absolute()),
         "--socket-uid", str(configuration.uid), "--socket-gid", str(configuration.gid),
     ]  # fmt: skip
+    if configuration.ttrpc is not None:
+        gateway += ["--ttrpc", str(configuration.ttrpc)]
     if configuration.snapshotter:
         gateway += ["--snapshotter", configuration.snapshotter]
     arguments = {"gateway": tuple(gateway)}

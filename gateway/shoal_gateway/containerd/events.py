@@ -17,7 +17,9 @@ from shoal_bus.identifiers import check_identifier
 from shoal_gateway.call import Call
 from shoal_gateway.live import LiveEvents
 from shoal_gateway.metrics import Metrics
+from shoal_gateway.proto.containerd.services.events.ttrpc.v1 import events_pb2 as ttrpc_pb
 from shoal_gateway.proto.containerd.services.events.v1 import events_pb2 as pb
+from shoal_gateway.proto.containerd.types.event_pb2 import Envelope
 from shoal_gateway.rpc import Servicer
 
 _ZERO_TIME = -62_135_596_800
@@ -47,14 +49,27 @@ class Events(Servicer):
 
     async def forward(self, call: Call, request: pb.ForwardRequest) -> Empty:
         """Another publisher's event: of its own namespace, and of when it happened there."""
-        envelope = request.envelope
-        check_identifier(envelope.namespace, "event envelope: namespace")
-        check_topic(envelope.topic)
-        at = envelope.timestamp
-        if not envelope.HasField("timestamp") or (at.seconds, at.nanos) == (_ZERO_TIME, 0):
-            raise InvalidArgument("timestamp must be set on forwarded event")
-        await _publish(call, envelope.topic, envelope.event, at=at, namespace=envelope.namespace)
-        return Empty()
+        return await _forward(call, request.envelope)
+
+
+class ForwardedEvents(Servicer):
+    """containerd.services.events.ttrpc.v1.Events: what is left of it where calls are unary and nameless."""
+
+    service = ttrpc_pb.DESCRIPTOR.services_by_name["Events"]
+
+    async def forward(self, call: Call, request: ttrpc_pb.ForwardRequest) -> Empty:
+        """Another publisher's event, as above."""
+        return await _forward(call, request.envelope)
+
+
+async def _forward(call: Call, envelope: Envelope) -> Empty:
+    check_identifier(envelope.namespace, "event envelope: namespace")
+    check_topic(envelope.topic)
+    at = envelope.timestamp
+    if not envelope.HasField("timestamp") or (at.seconds, at.nanos) == (_ZERO_TIME, 0):
+        raise InvalidArgument("timestamp must be set on forwarded event")
+    await _publish(call, envelope.topic, envelope.event, at=at, namespace=envelope.namespace)
+    return Empty()
 
 
 async def _publish(
