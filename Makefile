@@ -23,7 +23,7 @@ demo: ## A node, a registry, an image, a container and its events, from nothing 
 test: ## Everything that CI runs: lint, then all tests on real NATS, runc and registry (root)
 	@scripts/bootstrap test
 	@$(MAKE) --no-print-directory lint
-	@dir=$$(mktemp -d /var/tmp/shoal-test.XXXXXX); $(RUN)/python -m pytest -q -p no:cacheprovider -n 3 --dist loadfile $(PYTEST_FLAGS) tests --basetemp="$$dir/t"; status=$$?; \
+	@dir=$$(mktemp -d /var/tmp/shoal-test.XXXXXX); $(RUN)/python -m pytest -q -p no:cacheprovider -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) tests --basetemp="$$dir/t"; status=$$?; \
 		rm -rf --one-file-system "$$dir"; exit $$status
 
 .PHONY: lint
