@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -33,9 +34,11 @@ from shoal_snapshot.syscalls import syncfs
 log = structlog.get_logger(__name__)
 
 _PAGE = 200
-_REMOVE_SECONDS, _BEHIND = 1.0, 16
+_REMOVE_SECONDS, _BEHIND = 1.0, 64
 """How long a removal waits for the disk to be free again, where so many snapshots' files haven't been deleted yet: who
 removes many gets no further ahead of the disk."""
+_TOGETHER_SECONDS = 0.05
+"""How long deleting waits for more to delete: it would hold up whoever removes one snapshot after another."""
 
 
 class Snapshots:
@@ -53,7 +56,7 @@ class Snapshots:
         self.records = Records(database, snapshotter.name)
         self.settling = Settling(database, snapshotter, self.records, self._lose)
         self._emptying: asyncio.Task[None] | None = None
-        self._more_trash, self._discarded = False, 0
+        self._more_trash, self._discarded, self._awaited = False, 0, asyncio.Event()
         self.on_uncovered: Callable[[], None] = lambda: None
         """Called when a removal may have left the snapshot below with nothing that holds it."""
 
@@ -301,6 +304,7 @@ class Snapshots:
     async def settled(self, seconds: float | None = None) -> None:
         """Returns when what was removed has been deleted, or after `seconds`."""
         if self._emptying is not None:
+            self._awaited.set()
             await asyncio.wait({self._emptying}, timeout=seconds)
 
     # ---------------------------------------------------------------------------------------------------------- within
@@ -380,7 +384,7 @@ class Snapshots:
         self._empty_soon()
 
     def _empty_soon(self) -> None:
-        """Has the trash emptied in a thread, and once more if something comes meanwhile."""
+        """Has the trash emptied in a thread soon, and once more if something comes meanwhile."""
         self._more_trash = True
         if self._emptying is None:
             self._emptying = asyncio.create_task(self._empty())
@@ -388,10 +392,13 @@ class Snapshots:
     async def _empty(self) -> None:
         try:
             while self._more_trash:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._awaited.wait(), _TOGETHER_SECONDS)
                 self._more_trash, self._discarded = False, 0
                 await asyncio.to_thread(self.snapshotter.empty_trash)
         finally:
             self._emptying = None
+            self._awaited.clear()
 
 
 def _updated(labels: Labels, given: Labels, fields: list[str]) -> Labels:
