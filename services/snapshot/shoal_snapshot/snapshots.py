@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -25,6 +24,7 @@ from shoal_bus.filters import compile_filters
 from shoal_bus.message import Empty
 from shoal_bus.types import Labels
 
+from shoal_snapshot.deleting import Deleting
 from shoal_snapshot.leases import add_to_lease, mark_leased
 from shoal_snapshot.records import Records, Snapshot
 from shoal_snapshot.settling import Settling
@@ -37,8 +37,6 @@ _PAGE = 200
 _REMOVE_SECONDS, _BEHIND = 1.0, 64
 """How long a removal waits for the disk to be free again, where so many snapshots' files haven't been deleted yet: who
 removes many gets no further ahead of the disk."""
-_TOGETHER_SECONDS = 0.05
-"""How long deleting waits for more to delete: it would hold up whoever removes one snapshot after another."""
 
 
 class Snapshots:
@@ -55,8 +53,7 @@ class Snapshots:
         self._removed = replace(api.SNAPSHOT_REMOVED, service=service)
         self.records = Records(database, snapshotter.name)
         self.settling = Settling(database, snapshotter, self.records, self._lose)
-        self._emptying: asyncio.Task[None] | None = None
-        self._more_trash, self._discarded, self._awaited = False, 0, asyncio.Event()
+        self._deleting = Deleting(snapshotter)
         self.on_uncovered: Callable[[], None] = lambda: None
         """Called when a removal may have left the snapshot below with nothing that holds it."""
 
@@ -161,10 +158,10 @@ class Snapshots:
             snapshot = self.records.get(ctx.namespace, request.key)
             self._drop(tx, snapshot)
             ctx.answer(tx, Empty())
-        self._discard(snapshot)
+        self._deleting.discard(snapshot.id)
         if snapshot.parent_id is not None:
             self.on_uncovered()
-        if self._discarded > _BEHIND:
+        if self._deleting.behind > _BEHIND:
             await self.settled(_REMOVE_SECONDS)
         return Empty()
 
@@ -173,7 +170,7 @@ class Snapshots:
         with self.db.write() as tx:
             cleaned = api.CleanedUp(directories=self._discard_unrecorded())
             ctx.answer(tx, cleaned)
-        self._empty_soon()
+        self._deleting.soon()
         await self.settled()
         return cleaned
 
@@ -252,12 +249,12 @@ class Snapshots:
             if snapshot is not None:
                 self._drop(tx, snapshot)
         if snapshot is not None:
-            self._discard(snapshot)
+            self._deleting.discard(snapshot.id)
         return snapshot is not None
 
     async def abandon(self, snapshot: Snapshot) -> None:
         """Removes what a failed attempt has made: its files before its record, or a full disk couldn't forget it."""
-        self._discard(snapshot)
+        self._deleting.discard(snapshot.id)
         await self.settled()
         self.remove_if_there(snapshot.namespace, snapshot.key)
 
@@ -274,7 +271,7 @@ class Snapshots:
     async def discard(self, removed: Sequence[Snapshot]) -> None:
         """Deletes what snapshots without a record have on disk, as `remove` does."""
         for snapshot in removed:
-            self._discard(snapshot)
+            self._deleting.discard(snapshot.id)
         await self.settled(_REMOVE_SECONDS)
 
     # ------------------------------------------------------------------------------------------------- start and stop
@@ -299,13 +296,11 @@ class Snapshots:
                 else:
                     log.warning("reconcile.record_without_directory", snapshot=snapshot.key, id=snapshot.id)
         self.settling.recover()
-        self._empty_soon()
+        self._deleting.soon()
 
     async def settled(self, seconds: float | None = None) -> None:
         """Returns when what was removed has been deleted, or after `seconds`."""
-        if self._emptying is not None:
-            self._awaited.set()
-            await asyncio.wait({self._emptying}, timeout=seconds)
+        await self._deleting.done(seconds)
 
     # ---------------------------------------------------------------------------------------------------------- within
 
@@ -327,7 +322,7 @@ class Snapshots:
         except BaseException:
             if begun:  # its files go before its record, or a full disk couldn't forget it
                 self.snapshotter.discard(made)
-                self._empty_soon()
+                self._deleting.soon()
                 await self.settled()
                 with self.db.write() as tx:
                     self.records.end_making(tx, ctx.namespace, key)
@@ -357,7 +352,7 @@ class Snapshots:
         with self.db.write():
             if not self.records.knows(id):
                 self.snapshotter.discard(id)
-        self._empty_soon()
+        self._deleting.soon()
 
     def _discard_unrecorded(self) -> int:
         """Takes away what a dead copy left without a record, and says how much that was. Belongs in a transaction."""
@@ -376,29 +371,7 @@ class Snapshots:
     def _lose(self, tx: Transaction, snapshot: Snapshot) -> None:
         """Removes a snapshot whose files aren't on disk."""
         self._drop(tx, snapshot)
-        tx.on_commit(lambda: self._discard(snapshot))
-
-    def _discard(self, snapshot: Snapshot) -> None:
-        self._discarded += 1
-        self.snapshotter.discard(snapshot.id)
-        self._empty_soon()
-
-    def _empty_soon(self) -> None:
-        """Has the trash emptied in a thread soon, and once more if something comes meanwhile."""
-        self._more_trash = True
-        if self._emptying is None:
-            self._emptying = asyncio.create_task(self._empty())
-
-    async def _empty(self) -> None:
-        try:
-            while self._more_trash:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._awaited.wait(), _TOGETHER_SECONDS)
-                self._more_trash, self._discarded = False, 0
-                await asyncio.to_thread(self.snapshotter.empty_trash)
-        finally:
-            self._emptying = None
-            self._awaited.clear()
+        tx.on_commit(lambda: self._deleting.discard(snapshot.id))
 
 
 def _updated(labels: Labels, given: Labels, fields: list[str]) -> Labels:
