@@ -73,6 +73,29 @@ def test_version_3(tmp_path: Path) -> None:
     assert found.warnings == []
 
 
+def test_since_version_4_the_sockets_are_plugins(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        """
+        version = 4
+        [plugins."io.containerd.server.v1.grpc"]
+        address = "/run/c.sock"
+        uid = 3
+        gid = 4
+        max_recv_message_size = 16777216
+        [plugins."io.containerd.server.v1.grpc-tcp"]
+        address = "127.0.0.1:7"
+        [plugins."io.containerd.server.v1.ttrpc"]
+        address = "/run/t.sock"
+        uid = 3
+        gid = 4
+        """,
+    )
+    assert (found.address, found.uid, found.gid) == (Path("/run/c.sock"), 3, 4)
+    assert found.ttrpc == Path("/run/t.sock")
+    assert [one.partition(": ")[0] for one in found.warnings] == ['plugins."io.containerd.server.v1.grpc-tcp"']
+
+
 def test_what_does_not_apply_is_named(tmp_path: Path) -> None:
     found = read(
         tmp_path,

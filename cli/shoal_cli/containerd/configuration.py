@@ -1,4 +1,4 @@
-"""Containerd's configuration file, versions 2 and 3, as far as it concerns a node of shoal's; the rest is named.
+"""Containerd's configuration file, versions 2 to 4, as far as it concerns a node of shoal's; the rest is named.
 
 The file's format: https://github.com/containerd/containerd/blob/main/docs/man/containerd-config.toml.5.md
 """
@@ -21,7 +21,7 @@ LEVELS = {"trace": "debug", "debug": "debug", "info": "info", "warn": "warning",
           "fatal": "error", "panic": "error"}  # fmt: skip
 """Containerd's log levels, and those of a node."""
 
-_NEWEST = 3
+_NEWEST = 4
 _HOST_WIDE = ("temp", "plugin_dir", "oom_score", "required_plugins", "disabled_plugins", "cgroup", "proxy_plugins",
               "stream_processors", "timeouts", "temp_dir")  # fmt: skip
 """Keys of the file that containerd knows, and that have nothing to apply to here."""
@@ -109,9 +109,7 @@ def _read(into: Configuration, file: Table) -> None:
     into.root = _path(file, "root") or into.root
     into.state = _path(file, "state") or into.state
     grpc = file.table("grpc")
-    into.address = _path(grpc, "address") or into.address
-    into.uid, into.gid = _owner(grpc, "uid", into.uid), _owner(grpc, "gid", into.gid)
-    grpc.set("max_recv_message_size"), grpc.set("max_send_message_size")  # 16 MiB and any, as containerd's defaults
+    _grpc(into, grpc)
     _ttrpc(into, file.table("ttrpc"))
     debug = file.table("debug")
     level = debug.text("level")
@@ -153,6 +151,12 @@ def _cri(into: Configuration, table: Table) -> None:
     _runtime(into, containers)
 
 
+def _grpc(into: Configuration, table: Table) -> None:
+    into.address = _path(table, "address") or into.address
+    into.uid, into.gid = _owner(table, "uid", into.uid), _owner(table, "gid", into.gid)
+    table.set("max_recv_message_size"), table.set("max_send_message_size")  # 16 MiB and any, as containerd's defaults
+
+
 def _ttrpc(into: Configuration, table: Table) -> None:
     into.ttrpc = _path(table, "address") or into.ttrpc
     table.set("max_recv_message_size"), table.set("max_send_message_size")  # 4 MiB, the protocol's own bound
@@ -177,8 +181,9 @@ def _transfer(into: Configuration, table: Table) -> None:
 
 _READ: dict[str, Callable[[Configuration, Table], None]] = {
     _CRI: _cri, _CRI_IMAGES: _cri_images, _CRI_RUNTIME: _cri_runtime, _TRANSFER: _transfer,
+    "io.containerd.server.v1.grpc": _grpc, "io.containerd.server.v1.ttrpc": _ttrpc,
 }  # fmt: skip
-"""The plugins whose tables say something of a node."""
+"""The plugins whose tables say something of a node. Since version 4 the sockets are plugins, too."""
 
 
 def _hosts(into: Configuration, table: Table, key: str) -> None:
