@@ -8,7 +8,8 @@ the next one safe:
    made, changed or looked at. Whoever writes a reference writes it before he makes or looks at what it names.
 2. Runtime and snapshot tell what they refer to.
 3. Content marks what its images and leases and those references lead to, and sweeps its own rows in that transaction.
-4. Snapshot offers what nobody lies on and nobody has stamped; what wasn't marked is swept, checked again there.
+4. Snapshot offers what nobody lies on and nobody has stamped; what wasn't marked is swept, checked again there. So are
+   mounts that runtime has made for clients, before the snapshots that they may be of.
 5. The epoch is closed. A collection that ends anywhere before leaves an open epoch, which the next one replaces.
 
 A reference that was written before the epoch was opened where it is written is seen by the mark; one written later is

@@ -15,6 +15,7 @@ from shoal_bus.database import Database, Row
 from shoal_bus.errors import Aborted
 from shoal_bus.message import Empty, unpack
 
+from shoal_runtime.mount_manager.collecting import open_epoch
 from shoal_runtime.plan import RunPlan
 
 
@@ -29,6 +30,7 @@ class Collection:
         with self._db.write() as tx:
             tx.execute("DELETE FROM collection_kept")
             tx.execute("UPDATE collection SET token = ?, open = 1", (request.token,))
+            open_epoch(tx)
             opened = Opened()
             ctx.answer(tx, opened)
         return opened

@@ -57,6 +57,24 @@ BEGIN
 END;
 """
 
+MOUNTS = """
+CREATE TABLE mounts (                         -- activations: a row comes before the first mount, and goes last
+    namespace  TEXT NOT NULL,
+    name       TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    place      TEXT NOT NULL UNIQUE,          -- the directory, below the state directory, that it is mounted in
+    state      TEXT NOT NULL,                 -- making, made, removing
+    lease      TEXT NOT NULL,
+    labels     BLOB NOT NULL,
+    active     BLOB NOT NULL DEFAULT x'90',
+    system     BLOB NOT NULL DEFAULT x'90',
+    stamped    INTEGER NOT NULL DEFAULT 1,    -- made, changed or used within the newest epoch of garbage collection
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    PRIMARY KEY (namespace, name)
+);
+"""
+
 MIGRATIONS = [
     """
 CREATE TABLE containers (
@@ -140,4 +158,5 @@ ALTER TABLE containers ADD COLUMN sandbox TEXT NOT NULL DEFAULT '';
 ALTER TABLE containers ADD COLUMN extensions BLOB NOT NULL DEFAULT x'80';
 """,
     SANDBOXES,
+    MOUNTS,
 ]

@@ -15,6 +15,10 @@ from shoal_runtime.controls import Controls
 from shoal_runtime.exits import ExitHeard, Exits
 from shoal_runtime.gc import Collection
 from shoal_runtime.metrics import Metrics
+from shoal_runtime.mount_manager import MountManager
+from shoal_runtime.mount_manager import lock_of as mount_lock_of
+from shoal_runtime.mount_manager.collecting import MountCollection
+from shoal_runtime.mount_manager.places import Places
 from shoal_runtime.published import LOCK as PUBLISHED_LOCK
 from shoal_runtime.published import Published
 from shoal_runtime.reconcile import Reconciliation
@@ -72,7 +76,9 @@ async def setup(process: Process) -> None:
     process.stack.push_async_callback(supervisor.close)
     bundles = Bundles(process.state)
     containers = Containers(database, process.node.runtime)
-    tasks = Tasks(database, containers, supervisor, exits, bundles)
+    places = Places(process.state / "mounts", (process.node.root, process.node.state))
+    mounts = MountManager(database, process.locks, places)
+    tasks = Tasks(database, containers, supervisor, exits, bundles, mounts)
     controls = Controls(database, containers, tasks, supervisor)
     removal = Removal(database, process.locks, containers, tasks, service.client.with_namespace)
     runs = Runs(database, process.locks, containers, tasks, removal, process.node.runtime)
@@ -116,6 +122,11 @@ async def setup(process: Process) -> None:
     service.operate(api.TASK_RUN, runs.run, undo=runs.undo, lock=lambda r: lock_of(r.id))
     published = Published(database)
     service.handle(api.EVENT_PUBLISH, published.publish, lock=lambda _: PUBLISHED_LOCK, begins_itself=True)
+    service.handle(api.MOUNT_ACTIVATE, mounts.activate, lock=lambda r: mount_lock_of(r.name), begins_itself=True)
+    service.handle(api.MOUNT_DEACTIVATE, mounts.deactivate, lock=lambda r: mount_lock_of(r.name), begins_itself=True)
+    service.handle(api.MOUNT_INFO, mounts.info)
+    service.stream(api.MOUNT_LIST, mounts.list)
+    service.handle(api.MOUNT_UPDATE, mounts.update, lock=lambda r: mount_lock_of(r.name), begins_itself=True)
     service.handle(api.RUNTIME_INFO, RuntimeInfos(process.node.runtime).info)
     store = SandboxStore(database)
     service.handle(api.SANDBOX_CREATE, store.create, lock=lambda r: stored.lock_of(r.id), begins_itself=True)
@@ -140,9 +151,13 @@ async def setup(process: Process) -> None:
     collection = Collection(database)
     service.handle(api.GC_OPEN, collection.open, lock=lambda _: "collection", begins_itself=True)
     service.stream(api.GC_HOLDERS, collection.holders)
+    collecting = MountCollection(database, mounts)
+    service.stream(api.GC_MOUNTS, collecting.mounts)
+    service.handle(api.GC_SWEEP, collecting.sweep, lock=lambda _: "collection")
     service.handle(api.GC_CLOSE, collection.close, lock=lambda _: "collection", begins_itself=True)
     service.on_broadcast(_EXIT, lambda data: exits.wake(ExitHeard.unpack(data)))
 
+    await mounts.reconcile()
     found = await supervisor.start()
     await Reconciliation(database, process.locks, supervisor, tasks, exits, bundles).run(found)
     service.background(removal.sweep_for_ever(), "removal")

@@ -29,6 +29,7 @@ from shoal_runtime.containers import Containers
 from shoal_runtime.execs import Execs
 from shoal_runtime.exits import KILLED, Exits, exit_of
 from shoal_runtime.groups import group_of
+from shoal_runtime.mount_manager import MountManager
 from shoal_runtime.processes import Processes, row_of, task_of
 from shoal_runtime.runtimes import require_runtime
 from shoal_runtime.shims import ExitRecord
@@ -45,10 +46,16 @@ class Tasks:
     """The tasks of every namespace."""
 
     def __init__(
-        self, database: Database, containers: Containers, supervisor: Supervisor, exits: Exits, bundles: Bundles
+        self,
+        database: Database,
+        containers: Containers,
+        supervisor: Supervisor,
+        exits: Exits,
+        bundles: Bundles,
+        mounts: MountManager,
     ) -> None:
         self._db, self._containers, self._supervisor = database, containers, supervisor
-        self._exits, self._bundles = exits, bundles
+        self._exits, self._bundles, self._mounts = exits, bundles, mounts
         self.processes = Processes(database, containers, exits)
         self.execs = Execs(self.processes, database, containers, supervisor, exits)
 
@@ -150,6 +157,7 @@ class Tasks:
             self._bundles.make(ctx.namespace, id, fit_to_host(container.spec))
             if checkpoint_blob:
                 await checkpoints.fetch(ctx.client, checkpoint_blob, bundle)
+            rootfs = await self._mounts.for_task(ctx, id, rootfs)
             pid = await self._make(ctx, container, rootfs, stdio, program, chosen, checkpoint)
         except Exception:
             # A cancelled one (this copy stops) stays, for the copy that resumes it.
@@ -202,6 +210,9 @@ class Tasks:
         await self._supervisor.delete(namespace, id, force=True)
         await asyncio.to_thread(remove_cgroups, str(self._bundles.path(namespace, id)))
         await self._bundles.discard(namespace, id)
+        row = self.processes.find(namespace, id)
+        if row is not None:  # what was active before stays
+            await self._mounts.end(namespace, id, made_by=row["request_id"])
         with self._db.write() as tx:
             tx.execute(
                 "DELETE FROM tasks WHERE namespace = ? AND id = ? AND exec_id = '' AND status = 'creating'",
@@ -259,6 +270,7 @@ class Tasks:
         """
         record = await self._supervisor.delete(namespace, id, force=True)
         await self._bundles.discard(namespace, id)
+        await self._mounts.end(namespace, id)
         told: api.Exit | None = None
         with self._db.write() as tx:
             row = row_of(tx, namespace, id)

@@ -39,6 +39,6 @@ NODE_GC = Verb(
     Collection,
     mutates=True,
     behaviour=behaves(
-        "Removes the blobs, snapshots, ingests, leases and images that nothing holds any more.", whole_node=True
+        "Removes the blobs, snapshots, ingests, leases, images and mounts that nothing holds any more.", whole_node=True
     ),
 )

@@ -37,7 +37,7 @@ from shoal_content import leasing
 from shoal_content.blobs.ingests import Ingests
 from shoal_content.blobs.layout import Layout
 from shoal_content.blobs.store import Store
-from shoal_content.collection.roots import Elsewhere, Mark, Node, changed_since, mark
+from shoal_content.collection.roots import MOUNTS, Elsewhere, Mark, Node, changed_since, mark
 from shoal_content.labels import load
 
 log = structlog.get_logger(__name__)
@@ -207,7 +207,9 @@ class Collector:
             holders = await peers[1].tell(runtime.GC_HOLDERS)
             snapshotters = [peer for peer in peers if peer.name != "runtime"]
             labelled = [one for peer in snapshotters for one in await peer.tell(snapshot.GC_LABELLED)]
-            marked = await self._sweep_own(epoch.token, Elsewhere(holders, labelled), opened_at, removed, asked)
+            elsewhere = Elsewhere(holders, labelled, await peers[1].tell(runtime.GC_MOUNTS))
+            marked = await self._sweep_own(epoch.token, elsewhere, opened_at, removed, asked)
+            await self._sweep_mounts(peers[1], marked, removed)  # before the snapshots that they may be of
             for peer in snapshotters:
                 await self._sweep_snapshots(peer, marked, removed)
             await _all(peer.close() for peer in peers)
@@ -265,6 +267,17 @@ class Collector:
             self._ingests.drop(tx, node.namespace, node.id)
         for node in marked.blobs:
             self._store.hide(tx, node.namespace, node.id)
+
+    @staticmethod
+    async def _sweep_mounts(peer: _Peer, marked: Mark, removed: _Removed) -> None:
+        """Has the runtime service take away what is mounted and isn't reached."""
+        unreached: dict[str, list[str]] = {}
+        for node in marked.mounts:
+            unreached.setdefault(node.namespace, []).append(node.id)
+        for namespace, names in unreached.items():
+            for at in range(0, len(names), _SWEPT_AT_ONCE):
+                swept = await peer.sweep_mounts(namespace, names[at : at + _SWEPT_AT_ONCE])
+                removed.add(Node(namespace, MOUNTS, name) for name in swept)
 
     async def _sweep_snapshots(self, peer: _Peer, marked: Mark, removed: _Removed) -> None:
         """Removes the snapshots that aren't reached, top first, until there is none left that nothing lies on."""
@@ -347,6 +360,11 @@ class _Peer:
         """Has it remove snapshots, and says which it has removed."""
         request = Sweep(token=self._epoch.token, namespace=namespace, snapshotter=snapshotter, keys=list(keys))
         return (await self._call(self.on(snapshot.GC_SWEEP), request, patience=_PATIENCE_SECONDS)).keys
+
+    async def sweep_mounts(self, namespace: str, names: Sequence[str]) -> list[str]:
+        """Has it take away activations, and says which are gone."""
+        request = runtime.SweepMounts(token=self._epoch.token, namespace=namespace, names=list(names))
+        return (await self._call(runtime.GC_SWEEP, request, patience=_PATIENCE_SECONDS)).names
 
     async def close(self) -> None:
         """Closes the epoch there. One that stays open does no harm until the next one."""

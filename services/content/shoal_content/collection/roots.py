@@ -1,7 +1,7 @@
 """The mark: what images, leases, containers and labels lead to.
 
 Roots are images that haven't expired, what living leases and pulls hold, ingests, containers, and blobs and snapshots
-labelled as roots. From there it goes on along containerd's labels: `gc.ref.content`, `gc.ref.image` and
+labelled as roots. From there it goes on along containerd's labels: `gc.ref.content`, `gc.ref.image`, `gc.ref.mount` and
 `gc.ref.snapshot.<snapshotter>`, with anything after `.` or `/`, and against the direction of `gc.bref.*`, by which a
 thing says itself what it is to last as long as. A document that isn't labelled so leads to what it refers to by its own
 words, whatever type others claim for it (OCI image-spec, manifest.md and image-index.md).
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from shoal_bus.api.runtime import CollectibleMount
 from shoal_bus.collection import BACK_REFERENCE, FLAT, REFERENCE, Holder, LabelledSnapshot, expiry, is_root
 from shoal_bus.types import Labels
 
@@ -25,8 +26,9 @@ from shoal_content.labels import load
 INGEST_SECONDS = 86_400.0
 """How long a client's ingest that nobody writes to, or holds, is waited for (containerd's, too)."""
 UNLEASED_SECONDS = 86_400.0
-"""How long a blob that was written under no lease stays where nobody asks for a collection."""
-_CONTAINER = "containers"
+"""How long what was written, or mounted, under no lease stays where nobody asks for a collection."""
+MOUNTS = "mounts"
+_CONTAINER, _LEASE = "containers", "leases"
 Read = Callable[..., Sequence[Any]]
 
 
@@ -40,10 +42,11 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What other services said: who holds snapshots there, and which snapshots have labels that matter."""
+    """What other services said: who holds snapshots there, which of these have labels that matter, what is mounted."""
 
     holders: Sequence[Holder] = ()
     snapshots: Sequence[LabelledSnapshot] = ()
+    mounts: Sequence[CollectibleMount] = ()
 
 
 @dataclass
@@ -55,6 +58,8 @@ class Mark:
     images: list[Node] = field(default_factory=list)
     leases: list[Node] = field(default_factory=list)
     ingests: list[Node] = field(default_factory=list)
+    mounts: list[Node] = field(default_factory=list)
+    """Of the runtime service's."""
     seen: int = 0
     """The last row of `collection_kept` that was seen."""
 
@@ -81,6 +86,9 @@ def mark(read: Read, elsewhere: Elsewhere, now: float, *, asked: bool = True) ->
     _labelled(read, graph, now)
     _of_others(elsewhere, graph)
     found.seen = _kept(read, graph)
+    for one in elsewhere.mounts:
+        if not asked and not one.lease and one.created_at.timestamp() > now - UNLEASED_SECONDS:
+            graph.root(Node(one.namespace, MOUNTS, one.name))
     if not asked:
         for row in read("SELECT namespace, digest FROM unleased WHERE written_at > ?", (now - UNLEASED_SECONDS,)):
             graph.root(Node(row["namespace"], "content", row["digest"]))
@@ -100,6 +108,8 @@ def mark(read: Read, elsewhere: Elsewhere, now: float, *, asked: bool = True) ->
     found.ingests = [node for node in ingests if node not in found.reached]
     visible = (Node(row[0], "content", row[1]) for row in read("SELECT namespace, digest FROM visible"))
     found.blobs = [node for node in visible if node not in found.reached]
+    mounts = (Node(one.namespace, MOUNTS, one.name) for one in elsewhere.mounts)
+    found.mounts = [node for node in mounts if node not in found.reached]
     return found
 
 
@@ -151,8 +161,8 @@ class _Graph:
 
 
 def references(namespace: str, labels: Labels) -> Iterator[Node]:
-    """What labels refer to: `gc.ref.content[./…]`, `gc.ref.image[./…]`, `gc.ref.snapshot.<snapshotter>[/…]`."""
-    return _targets(namespace, labels, REFERENCE, {"content": "content", "image": "images"})
+    """What labels refer to: `gc.ref.content[./…]`, `.image[./…]`, `.mount[./…]`, `.snapshot.<snapshotter>[/…]`."""
+    return _targets(namespace, labels, REFERENCE, {"content": "content", "image": "images", "mount": MOUNTS})
 
 
 def back_references(namespace: str, labels: Labels) -> Iterator[Node]:
@@ -199,9 +209,10 @@ def _leases(read: Read, graph: _Graph, now: float) -> list[Node]:
         expires = expiry(labels)
         key = row["namespace"], row["id"]
         if expires is not None and expires <= now:
-            expired.append(Node(row["namespace"], "leases", row["id"]))
+            expired.append(Node(row["namespace"], _LEASE, row["id"]))
         else:
             hold[key] = graph.flat if FLAT in labels else graph.root
+            graph.root(Node(row["namespace"], _LEASE, row["id"]))  # what is mounted under it says so itself
     flat_images = []
     for row in read("SELECT namespace, lease, type, id FROM lease_resources"):
         held = hold.get((row["namespace"], row["lease"]))
@@ -287,3 +298,8 @@ def _of_others(elsewhere: Elsewhere, graph: _Graph) -> None:
         graph.label(node, one.labels)
         if one.held:
             graph.root(node)
+    for mounted in elsewhere.mounts:
+        node = Node(mounted.namespace, MOUNTS, mounted.name)
+        graph.label(node, mounted.labels)
+        if mounted.lease:
+            graph.references[Node(mounted.namespace, _LEASE, mounted.lease)].append(node)

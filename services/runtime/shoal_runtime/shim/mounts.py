@@ -1,9 +1,9 @@
 """Mounts a snapshot's `Mount` list on a directory, and takes it away again: mount(2) by ctypes.
 
 Options are those of mount(8): the ones with a flag of their own become flags, all others go to the file system as data;
-those with mappings of owners, and mounts of type `fuse3.<program>`, are the affair of `idmapped` and `fuse`. A bind
-mount with further flags needs a second call for them; overlayfs data longer than a page is given piece by piece through
-the new mount API (fsconfig(2)).
+those with mappings of owners, the option `loop`, and mounts of type `fuse3.<program>` are the affair of `idmapped`,
+`loopback` and `fuse`. A bind mount with further flags needs a second call for them; overlayfs data longer than a page
+is given piece by piece through the new mount API (fsconfig(2)).
 """
 
 from __future__ import annotations
@@ -84,8 +84,18 @@ def parse_options(options: list[str]) -> tuple[int, list[int], list[str]]:
 
 def mount(kind: str, source: str, target: str, options: list[str]) -> None:
     """Mounts one entry on `target`. OSError names what failed."""
+    for option in options:
+        if option.startswith("X-containerd."):
+            raise OSError(
+                errno.EINVAL, f"option {option}: the type {kind} doesn't take it", f"mount {kind} on {target}"
+            )
+    if "loop" in options:
+        from shoal_runtime.shim import loopback  # few containers need it, and it would be in every shim
+
+        loopback.mount(kind, source, target, options)
+        return
     if any(option.startswith(("uidmap=", "gidmap=")) for option in options):
-        from shoal_runtime.shim import idmapped  # few containers need it, and it would be in every shim
+        from shoal_runtime.shim import idmapped
 
         idmapped.mount(kind, source, target, options)
         return
