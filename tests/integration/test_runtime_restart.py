@@ -13,6 +13,7 @@ from shoal_bus.api import runtime as api
 from shoal_bus.errors import Aborted, FailedPrecondition, NotFound
 
 from tests.support import bundle as bundles
+from tests.support.mount_lists import image, layered, left
 from tests.support.natsd import NatsServer
 from tests.support.restarts import AGAIN, count, lives, policy, update, wait_until
 from tests.support.runtime import LIFE, RuntimeNode, runtime_node
@@ -195,3 +196,20 @@ async def test_a_wait_for_one_process_isnt_answered_by_the_next(node: RuntimeNod
     await wait_until(lambda: len(lives(node, "one")) > 1, "it is started again")
     with pytest.raises(NotFound):
         await node.client.call(api.TASK_WAIT, wait, timeout=60)
+
+
+async def test_mounts_are_activated_for_each_life_and_are_gone_with_the_last(node: RuntimeNode, tmp_path: Path) -> None:
+    await node.container("layered", "sh", "-c", "echo >> /lives", labels=policy("always"))
+    rootfs = layered(image(tmp_path / "disk.img", "up", "work"), node.rootfs, "up")
+    await node.client.call(api.TASK_CREATE, api.CreateTask(container_id="layered", rootfs=rootfs))
+    first = await node.client.call(api.MOUNT_INFO, api.MountRequest(name="layered"))
+    await node.start("layered")
+    await wait_until(lambda: len(lives(node, "layered")) > 2, "it is started again")
+    await update(node, "layered", {restart.POLICY: "no"})
+    await stays(node, "layered")
+    (last,) = await node.client.collect(api.MOUNT_LIST, api.ListMounts())
+    assert last.active[1].mount_point != first.active[1].mount_point
+    lines = len(Path(last.active[1].mount_point, "up/lives").read_bytes())
+    assert lines == len(lives(node, "layered")) > 2
+    await node.client.call(api.CONTAINER_REMOVE, api.RemoveContainer(id="layered", force=True))
+    assert left(node.node) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,9 +12,10 @@ import psutil
 import pytest
 from shoal_bus.errors import FailedPrecondition
 from shoal_bus.types import Mount
-from shoal_runtime.shim import mounts
+from shoal_runtime.shim import loopback, mounts
 
 from tests.support.leaks import Leaks
+from tests.support.mount_lists import image, is_read_only, loops
 from tests.support.shims import Host, running_host, until
 
 MAPPING = "0:100000:65536"
@@ -112,3 +114,43 @@ async def test_a_mapping_that_the_kernel_refuses_is_told_and_undone(host: Host) 
     with pytest.raises(FailedPrecondition, match="id mapping of /proc"):
         await host.create("mapped", ["true"], rootfs=rootfs)
     assert mounts.mounts_below(str(host.directory)) == []
+
+
+@pytest.fixture
+def disk(host: Host) -> Path:
+    """An image with the host's root file system in it."""
+    made, point = image(host.directory / "disk.img", mib=16), host.directory / "disk"
+    point.mkdir()
+    loopback.mount("ext4", str(made), str(point), ["loop"])
+    shutil.copytree(host.rootfs, point, symlinks=True, dirs_exist_ok=True)
+    mounts.unmount_all(str(point))
+    assert loops(host.directory) == []
+    return made
+
+
+@pytest.mark.parametrize("options", [["loop"], ["ro", "loop"], ["loop", "direct-io", "noatime"]])
+async def test_an_image_is_the_root_file_system_by_the_option_loop(host: Host, disk: Path, options: list[str]) -> None:
+    rootfs = [Mount(type="ext4", source=str(disk), options=options)]
+    status = 1 if "ro" in options else 0
+    await host.run("looped", ["sh", "-c", "sleep 1; echo new > /new"], rootfs=rootfs)
+    (device,) = loops(host.directory)
+    assert is_read_only(device) == ("ro" in options)
+    await host.idle("looped")
+    assert (await host.exit_of("looped")).exit_status == status
+    await host.delete("looped")
+    assert mounts.mounts_below(str(host.directory)) == loops(host.directory) == []
+
+
+@pytest.mark.parametrize(
+    ("mount", "words"),
+    [
+        (Mount(type="ext4", source="/no/such/image", options=["loop"]), "No such file or directory: /no/such/image"),
+        (Mount(type="ext4", source="/etc/hostname", options=["loop"]), "mount ext4 on "),
+        (Mount(type="tmpfs", source="x", options=["X-containerd.mkfs.size=1"]), "X-containerd.mkfs.size=1"),
+    ],
+)
+async def test_an_image_that_cannot_be_mounted_is_told_and_undone(host: Host, mount: Mount, words: str) -> None:
+    with pytest.raises(FailedPrecondition, match=words):
+        await host.create("looped", ["true"], rootfs=[mount])
+    assert mounts.mounts_below(str(host.directory)) == loops(host.directory) == []
+    assert not any(b"hostname" in path.read_bytes() for path in Path("/sys/block").glob("loop*/loop/backing_file"))
