@@ -19,6 +19,7 @@ from shoal_cli.commands import (
     gc,
     image,
     images,
+    mounts,
     network,
     node,
     registry,
@@ -42,6 +43,7 @@ app.add_typer(image.app, name="image")
 app.add_typer(network.app, name="network")
 app.add_typer(content.app, name="content")
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(mounts.app, name="mounts")
 app.add_typer(gc.leases, name="lease")
 
 # typer exports only some of the classes whose base this is: every mistake in how a command was called.

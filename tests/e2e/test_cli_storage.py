@@ -1,4 +1,4 @@
-"""`shoal content` and `shoal snapshot`, as a person at a shell and a program have them."""
+"""`shoal content`, `shoal snapshot` and `shoal mounts`, as a person at a shell and a program have them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from shoal_bus.api import runtime
+from shoal_bus.client import Client
+from shoal_bus.node import find
+from shoal_bus.types import Mount
 
 from tests.e2e.shoal import COMMAND, Shoal, eventually, refused, unique
 
@@ -211,3 +215,22 @@ def test_what_a_container_changed_is_a_layer(node: Shoal, image: str, tmp_path: 
     refused(node.run("snapshot", "diff", "nothing", "-o", str(file)), 4, "NOT_FOUND", "nothing")
     refused(node.run("snapshot", "diff", key, "--compression", "rot13", "-o", "x"), 2, "INVALID_ARGUMENT", "rot13")
     node.ok("rm", id)
+
+
+async def test_what_is_mounted_is_listed_shown_and_taken_away(node: Shoal, tmp_path: Path) -> None:
+    name = unique("mount")
+    mounts = [Mount(type="tmpfs", source="tmpfs"), Mount(type="format/bind", source="{{ mount 0 }}")]
+    found = find(state=node.state)
+    async with Client.open(found.address, found.name) as client:
+        await client.call(runtime.MOUNT_ACTIVATE, runtime.ActivateMounts(name=name, mounts=mounts))
+    assert node.ok("mounts", "ls", "--filter", f"name=={name}").split()[:6] == [
+        "NAME", "ACTIVE", "LEASE", "CREATED", name, "tmpfs",
+    ]  # fmt: skip
+    told = node.json("mounts", "info", name)
+    assert told["system"][0]["source"] == told["active"][0]["mount_point"]
+    assert Path(told["active"][0]["mount_point"]).is_mount()
+    assert node.ok("mounts", "rm", name) == f"{name}\n"
+    assert not Path(told["active"][0]["mount_point"]).exists()
+    refused(node.run("mounts", "info", name), 4, "NOT_FOUND", name)
+    refused(node.run("mounts", "rm", name), 4, "NOT_FOUND", name)
+    assert node.json("mounts", "ls") == []

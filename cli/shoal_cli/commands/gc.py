@@ -23,7 +23,7 @@ async def gc(
     target: Target,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only say how much was removed.")] = False,
 ) -> None:
-    """Collect garbage now, on the whole node: blobs, snapshots, ingests, images and leases that nothing holds."""
+    """Collect garbage now, on the whole node: blobs, snapshots, ingests, images, leases and mounts nothing holds."""
     from shoal_bus.api import content
 
     from shoal_cli.output import print_json, size
