@@ -42,6 +42,8 @@ INTERNAL = "io.containerd.internal.v1"
 LEASE = "io.containerd.lease.v1"
 METADATA = "io.containerd.metadata.v1"
 MONITOR = "io.containerd.monitor.task.v1"
+MOUNT_HANDLER = "io.containerd.mount-handler.v1"
+MOUNT_MANAGER = "io.containerd.mount-manager.v1"
 POD_CONTROLLER = "io.containerd.podsandbox.controller.v1"
 RUNTIME = "io.containerd.runtime.v2"
 SANDBOX_CONTROLLER = "io.containerd.sandbox.controller.v1"
@@ -66,6 +68,8 @@ SERVICES = (
         METADATA, "bolt", "content", (CONTENT, SNAPSHOTTER), place="content/metadata.db", exports={"policy": "isolated"}
     ),
     Kind(MONITOR, "cgroups", "runtime", (EVENT,), platforms=True),
+    Kind(MOUNT_HANDLER, "loop", "runtime", platforms=True),
+    Kind(MOUNT_MANAGER, "bolt", "runtime", (METADATA, MOUNT_HANDLER), place="runtime"),
     Kind(POD_CONTROLLER, "podsandbox", "runtime", (EVENT, SHIM)),
     Kind(RUNTIME, "task", "runtime", (EVENT, METADATA, SHIM), platforms=True),
     Kind(SANDBOX_CONTROLLER, "shim", "runtime", (EVENT, SHIM)),

@@ -51,7 +51,7 @@ PLUGINS = {
     "images": "content",
     "introspection": "",
     "leases": "content",
-    "mounts": "",
+    "mounts": "runtime",
     "namespaces": "content",
     "sandbox-controllers": "runtime",
     "sandboxes": "runtime",

@@ -66,7 +66,7 @@ async def test_a_whole_node_has_no_plugin_with_an_error(node: TestNode, channel:
     assert kinds >= {
         ("content.v1", "content"), ("metadata.v1", "bolt"), ("gc.v1", "scheduler"), ("lease.v1", "manager"),
         ("differ.v1", "walking"), ("runtime.v2", "task"), ("event.v1", "exchange"), ("internal.v1", "restart"),
-        ("sandbox.store.v1", "local"), ("sandbox.controller.v1", "shim"),
+        ("sandbox.store.v1", "local"), ("sandbox.controller.v1", "shim"), ("mount-manager.v1", "bolt"),
     }  # fmt: skip
     exports = {one.type: dict(one.exports) for one in every}
     assert exports["io.containerd.content.v1"] == {"root": str(node.root / "content")}

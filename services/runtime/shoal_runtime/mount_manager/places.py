@@ -124,10 +124,10 @@ def _mount(mount: Mount, point: Path) -> dict[str, str]:
 
 
 def _attach(mount: Mount, point: Path) -> dict[str, str]:
-    unknown = set(mount.options) - {"ro", "rw", "direct-io", "loop"}
+    flags, _, data = mounts.parse_options(mount.options)
+    unknown = set(data) - {"direct-io", "loop"}  # those of every mount, as `sync`, mean nothing to a device
     if unknown:
         raise InvalidArgument(f"mount loop: option {min(unknown)}: is none", hint="there are ro, rw and direct-io")
-    flags = mounts.parse_options(mount.options)[0]
     device, path = loopback.attach(
         mount.source, read_only=bool(flags & mounts.MS_RDONLY), direct="direct-io" in mount.options, name=str(point)
     )
