@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shoal_bus.api.runtime import CollectibleMount
 from shoal_bus.collection import Holder, LabelledSnapshot, expiry, is_root
 from shoal_bus.database import Database
 from shoal_content.collection.roots import Elsewhere, Mark, Node, back_references, changed_since, mark, references
@@ -56,8 +58,14 @@ class Made:
         self.run("DELETE FROM collection_kept")
         self.run("UPDATE collection SET open = 1")
 
-    def marked(self, *holders: Holder, snapshots: tuple[LabelledSnapshot, ...] = ()) -> Mark:
-        return mark(self.db.read, Elsewhere(holders, snapshots), NOW)
+    def marked(
+        self,
+        *holders: Holder,
+        snapshots: tuple[LabelledSnapshot, ...] = (),
+        mounts: tuple[CollectibleMount, ...] = (),
+        asked: bool = True,
+    ) -> Mark:
+        return mark(self.db.read, Elsewhere(holders, snapshots, mounts), NOW, asked=asked)
 
     def garbage(self, *holders: Holder) -> set[str]:
         return {node.id for node in self.marked(*holders).garbage}
@@ -241,3 +249,38 @@ def test_deletions_are_noted_and_additions_are_not(made: Made) -> None:
     ):  # fmt: skip
         made.run(sql)
         assert wanted(), sql
+
+
+def mounted(name: str, lease: str = "", *, age: float = 0.0, **labels: str) -> CollectibleMount:
+    at = datetime.fromtimestamp(NOW - age, UTC)
+    return CollectibleMount(namespace="ns", name=name, lease=lease, labels=labels, created_at=at)
+
+
+def test_mounts_are_held_by_leases_and_by_what_they_refer_back_to(made: Made) -> None:
+    made.lease("living", **{"containerd.io/gc.flat": ""})
+    made.lease("expired", **{EXPIRE: "1970-01-01T00:00:00Z"})
+    made.lease("of-blobs", ("content", "blob"))
+    made.blob("blob", **{f"{REF}mount.a": "referred"})
+    made.image("image", "nowhere")
+    found = made.marked(
+        Holder(namespace="ns", id="web", snapshots=[("overlayfs", "own")]),
+        mounts=(
+            mounted("leased", "living"),
+            mounted("referred"),
+            mounted("of-container", **{f"{BREF}container": "web"}),
+            mounted("of-snapshot", "gone", **{f"{BREF}snapshot.overlayfs/x": "own"}),
+            mounted("of-image", **{f"{BREF}image/a": "image"}),
+            mounted("of-nobody", **{f"{BREF}container": "other"}),
+            mounted("once-leased", "gone"),
+            mounted("of-expired", "expired"),
+            mounted("loose"),
+        ),
+    )
+    assert [node.id for node in found.mounts] == ["of-nobody", "once-leased", "of-expired", "loose"]
+    assert {node.type for node in found.mounts} == {"mounts"}
+
+
+def test_mounts_made_of_late_under_no_lease_stay_where_nobody_asks(made: Made) -> None:
+    mounts = (mounted("new"), mounted("old", age=90_000), mounted("once-leased", "gone"))
+    assert [node.id for node in made.marked(mounts=mounts, asked=False).mounts] == ["old", "once-leased"]
+    assert [node.id for node in made.marked(mounts=mounts).mounts] == ["new", "old", "once-leased"]

@@ -13,8 +13,13 @@ from shoal_bus.collection import Epoch, Holder
 from shoal_bus.context import Context
 from shoal_bus.database import Database
 from shoal_bus.errors import Aborted
+from shoal_bus.locks import Locks
 from shoal_bus.message import pack
+from shoal_bus.types import Mount
 from shoal_runtime.gc import Collection
+from shoal_runtime.mount_manager import MountManager
+from shoal_runtime.mount_manager.collecting import MountCollection
+from shoal_runtime.mount_manager.places import Places
 from shoal_runtime.plan import RunPlan
 from shoal_runtime.schema import MIGRATIONS
 
@@ -108,3 +113,58 @@ async def test_a_run_holds_its_image_before_it_is_a_container(database: Database
     (one,) = await holders(collection, context, "1")
     assert (one.namespace, one.id) == ("ns", "web")
     assert one.snapshots == [("native", "web"), ("native", "sha256:top")]
+
+
+@pytest.fixture
+def manager(database: Database, tmp_path: Path) -> Iterator[MountManager]:
+    locks = Locks(tmp_path / "locks")
+    yield MountManager(database, locks, Places(tmp_path / "mounts", [tmp_path]))
+    locks.close()
+
+
+async def activate(manager: MountManager, name: str, **labels: str) -> api.Activation:
+    context = Context(id=f"r-{name}", node="n", namespace="ns", client=cast(Client, None))
+    mounts = [Mount(type="mkdir/overlay", source="overlay")]  # nothing of it is mounted here
+    return await manager.activate(context, api.ActivateMounts(name=name, mounts=mounts, labels=labels))
+
+
+async def test_mounts_that_came_into_use_since_the_mark_are_not_swept(
+    database: Database, context: Context, manager: MountManager, tmp_path: Path
+) -> None:
+    """Whatever is swept must be as it was told: not made, changed, used or referred to since."""
+    collection, collecting = Collection(database), MountCollection(database, manager)
+    bref = "containerd.io/gc.bref.container"
+    for name in ("loose", "changed", "used", "busy", "again"):
+        await activate(manager, name)
+    await activate(manager, "referring", **{f"{bref}.a": "late", "other": "x"})
+    await collection.open(context, Epoch(token="1"))
+    told = [one async for one in collecting.mounts(context, Epoch(token="1"))]
+    assert {one.name for one in told} == {"loose", "changed", "used", "busy", "again", "referring"}
+    assert [one.labels for one in told if one.name == "referring"] == [{f"{bref}.a": "late"}]
+
+    in_ns = Context(id="x", node="n", namespace="ns", client=cast(Client, None))
+    await manager.update(in_ns, api.UpdateMount(name="changed", labels={"a": "b"}))
+    rootfs = [Mount(type="loop", source="/none")]
+    assert [one.type for one in await manager.for_task(in_ns, "used", rootfs)] == ["overlay"]
+    await manager.deactivate(in_ns, api.MountRequest(name="again"))
+    await activate(manager, "again")
+    container(database, "late", "")
+    other = Locks(tmp_path / "locks")
+    try:
+        assert other.try_acquire("ns mount/busy")
+        names = ["loose", "changed", "used", "busy", "again", "referring", "none"]
+        swept = await collecting.sweep(context, api.SweepMounts(token="1", namespace="ns", names=names))
+    finally:
+        other.close()
+    assert swept.names == ["loose"]
+    assert len(list((tmp_path / "mounts").iterdir())) == 5
+    with database.write() as tx:
+        tx.execute("DELETE FROM containers")
+    await collection.open(context, Epoch(token="2"))
+    with pytest.raises(Aborted):
+        await collecting.sweep(context, api.SweepMounts(token="1", namespace="ns", names=names))
+    with pytest.raises(Aborted):
+        [one async for one in collecting.mounts(context, Epoch(token="1"))]
+    swept = await collecting.sweep(context, api.SweepMounts(token="2", namespace="ns", names=names))
+    assert sorted(swept.names) == ["again", "busy", "changed", "referring", "used"]
+    assert list((tmp_path / "mounts").iterdir()) == []

@@ -65,7 +65,7 @@ class Mark:
 
     def spare(self, nodes: Set[Node]) -> None:
         """Has some of them not be garbage after all."""
-        for kind in (self.blobs, self.images, self.leases, self.ingests):
+        for kind in (self.blobs, self.images, self.leases, self.ingests, self.mounts):
             kind[:] = [node for node in kind if node not in nodes]
 
     @property
