@@ -260,6 +260,26 @@ async def test_transforms_make_what_a_mount_needs(node: GatewayNode, calls: Call
         file.unlink(missing_ok=True)
 
 
+async def test_a_read_only_file_system_needs_its_directories(node: GatewayNode, calls: Calls, tmp_path: Path) -> None:
+    """As the view of a snapshot has it whose directories were made when it was written to."""
+    device = image(tmp_path / "view.img", "upper")
+
+    def view(*directories: str) -> list[Mount]:
+        asked = [f"X-containerd.mkdir.path={{{{ mount 0 }}}}/{name}" for name in directories]
+        return [
+            Mount(type="ext4", source=str(device), options=["ro", "loop"]),
+            Mount(type="format/mkdir/bind", source="{{ mount 0 }}/upper", options=[*asked, "rbind", "ro"]),
+        ]
+
+    made = await activate(calls, "view", view("upper:0755:0:0"))
+    assert list(made.system[0].options) == ["rbind", "ro"]
+    assert is_read_only(*loops(tmp_path))
+    await deactivate(calls, "view")
+    for wrong in ("upper:0700", "new"):
+        code, message = await refused(calls, view(wrong))
+        assert (code, "Read-only file system" in message) == ("FAILED_PRECONDITION", True)
+
+
 async def test_a_temporary_activation_is_a_bind_mount(node: GatewayNode, calls: Calls, tmp_path: Path) -> None:
     device = image(tmp_path / "temporary.img", "up", "work")
     made = await activate(calls, "temporary", layered(device, node.rootfs, "up"), temporary=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -51,9 +52,12 @@ def _make(roots: Sequence[Path], option: str) -> None:
         except NotADirectoryError:
             raise FailedPrecondition(f"path {path}: is there, and isn't a directory (or is a link)") from None
         try:
-            if uid is not None:
+            now = os.fstat(directory)
+            wanted = stat.S_IMODE(now.st_mode) if mode is None and not made else int(mode or f"{_MODE:o}", 8)
+            # What is as it should be may be read-only.
+            if uid is not None and (now.st_uid, now.st_gid) != (int(uid), int(gid)):
                 os.fchown(directory, int(uid), int(gid))
-            if made or mode is not None:
-                os.fchmod(directory, int(mode, 8) if mode is not None else _MODE)
+            if stat.S_IMODE(now.st_mode) != wanted:
+                os.fchmod(directory, wanted)
         finally:
             os.close(directory)

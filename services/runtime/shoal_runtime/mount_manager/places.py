@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -50,9 +50,15 @@ class Places:
         active: list[ActiveMount] = []
         try:
             for number, step in enumerate(plan.here):
-                mount = self._transformed(step, active)
-                active.append(_mounted(mount, place / str(number)))
-            left = [self._transformed(step, active) for step in plan.left]
+                with _told(step.mount):
+                    mount = self._transformed(step, active)
+                    point = place / str(number)
+                    data = _attach(mount, point) if mount.type == LOOP else _mount(mount, point)
+                active.append(ActiveMount(mount=mount, mounted_at=now(), mount_point=str(point), data=data))
+            left = []
+            for step in plan.left:
+                with _told(step.mount):
+                    left.append(self._transformed(step, active))
         except BaseException:
             try:
                 self.take_down(name)
@@ -102,15 +108,17 @@ def _numbered(place: Path) -> Iterator[Path]:
     return (place / name for name in sorted(names, key=lambda name: int(name) if name.isdigit() else -1))
 
 
-def _mounted(mount: Mount, point: Path) -> ActiveMount:
+@contextmanager
+def _told(mount: Mount) -> Iterator[None]:
+    """What the kernel says of a mount, as an error that says which one it is."""
     try:
-        data = _attach(mount, point) if mount.type == LOOP else _mount(mount, point)
+        yield
     except OSError as error:
         told = from_exception(error)
         if isinstance(told, ResourceExhausted):
             raise told from None
-        raise FailedPrecondition(f"mount {mount.type} of {mount.source}: {error.strerror} ({error.filename})") from None
-    return ActiveMount(mount=mount, mounted_at=now(), mount_point=str(point), data=data)
+        at = f" ({error.filename})" if error.filename else ""
+        raise FailedPrecondition(f"mount {mount.type} of {mount.source}: {error.strerror}{at}") from None
 
 
 def _mount(mount: Mount, point: Path) -> dict[str, str]:
