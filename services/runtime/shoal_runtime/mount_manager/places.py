@@ -137,7 +137,10 @@ def _attach(mount: Mount, point: Path) -> dict[str, str]:
     if unknown:
         raise InvalidArgument(f"mount loop: option {min(unknown)}: is none", hint="there are ro, rw and direct-io")
     device, path = loopback.attach(
-        mount.source, read_only=bool(flags & mounts.MS_RDONLY), direct="direct-io" in mount.options, name=str(point)
+        mount.source,
+        read_only=bool(flags & mounts.MS_RDONLY),
+        direct="direct-io" in mount.options,
+        name=_name_of(point),
     )
     try:
         point.symlink_to(path)
@@ -145,6 +148,11 @@ def _attach(mount: Mount, point: Path) -> dict[str, str]:
     finally:
         os.close(device)
     return {"device": path}
+
+
+def _name_of(point: Path) -> str:
+    """What a device is told by: the same whatever path the state directory is found by."""
+    return f"shoal/{point.parent.name}/{point.name}"
 
 
 def _detach(point: Path) -> None:
@@ -178,7 +186,7 @@ def _own_device(point: Path) -> int | None:
     except OSError:
         return None
     try:
-        if loopback.is_named(device, str(point)):
+        if loopback.is_named(device, _name_of(point)):
             return device
     except OSError:
         pass  # no loop device at all
