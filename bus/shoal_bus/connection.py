@@ -27,7 +27,7 @@ from nats.aio.subscription import Subscription
 from nats.protocol import command
 from pydantic import BaseModel
 
-from shoal_bus import logs
+from shoal_bus import logs, subjects
 from shoal_bus.errors import Unauthenticated, Unavailable
 from shoal_bus.framing import Parser, plain_headers, pub
 from shoal_bus.receiver import Receiver
@@ -137,7 +137,7 @@ class Connection(Nats):
             raise nats.errors.ConnectionDrainingError
         if len(payload) > self._max_payload:
             raise nats.errors.MaxPayloadError
-        if not subject or _BLANK.search(subject) or _BLANK.search(reply):
+        if not subject or len(subject) > subjects.LONGEST or _BLANK.search(subject) or _BLANK.search(reply):
             raise nats.errors.BadSubjectError
         command = pub(subject, reply, payload, headers)
         self.stats["out_msgs"] += 1

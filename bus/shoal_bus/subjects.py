@@ -7,11 +7,13 @@
 
 Node and namespace are tokens, so that permissions can follow them. `_` stands for the namespace of verbs that concern
 the whole node, and for the id of an event without one; `_all` as node addresses every node. What a token can't hold
-(dots, wildcards, white space, non-ASCII) is percent-encoded, so that parsing gives back what building was given.
+(dots, wildcards, white space, non-ASCII) is percent-encoded, so that parsing gives back what building was given. An
+event's id that would make the subject too long for the server is its SHA-256 there (`sha256:…`), and whole inside.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,7 +36,12 @@ _KINDS = frozenset({EVENT, COMMAND, COPIES})
 
 _NODE = re.compile(r"[a-z0-9-]{1,63}")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
+_LONGEST_ID = 1024
+"""Bytes of an id in a subject. A server ends a connection whose command line (PUB and all) is above 4096."""
+LONGEST = 3072
+"""Bytes that a subject may have at all."""
+_SHOWN = 64
 _REMEMBERED = 1024
 """Subjects and heads of them: what is asked of a node are a few verbs in a few namespaces, over and over."""
 
@@ -94,7 +101,8 @@ def _namespace(namespace: str) -> str:
 
 def _name(what: str, value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise InvalidArgument(f"{what} {value!r}: must be lower-case letters, digits, '-' and '_'")
+        shown = value if len(value) <= _SHOWN else value[:_SHOWN] + "…"
+        raise InvalidArgument(f"{what} {shown!r}: must be lower-case letters, digits, '-' and '_', at most 128")
     return value
 
 
@@ -139,7 +147,12 @@ def event(node: str, namespace: str, service: str, topic: str, id: str = "") -> 
     >>> event("edge-7", "default", "runtime", "/tasks/exit", "web-1")
     'shoal.v1.edge-7.default.event.runtime.tasks.exit.web-1'
     """
-    return f"{_event_head(node, namespace, service, topic)}.{encode(id) if id else WHOLE_NODE}"
+    return f"{_event_head(node, namespace, service, topic)}.{_event_id(id) if id else WHOLE_NODE}"
+
+
+def _event_id(id: str) -> str:
+    token = encode(id)
+    return token if len(token) <= _LONGEST_ID else encode(f"sha256:{hashlib.sha256(id.encode()).hexdigest()}")
 
 
 @lru_cache(_REMEMBERED)
@@ -162,7 +175,7 @@ def event_pattern(node: str = "", namespace: str = "", service: str = "", topic:
         return f"{head}.>"
     if not topic:
         return f"{head}.{_service(service)}.>"
-    return f"{head}.{_service(service)}.{_topic(topic)}.{encode(id) if id else '*'}"
+    return f"{head}.{_service(service)}.{_topic(topic)}.{_event_id(id) if id else '*'}"
 
 
 @lru_cache(_REMEMBERED)

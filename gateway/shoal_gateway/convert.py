@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
-from shoal_bus.errors import InvalidArgument
+from shoal_bus.errors import InvalidArgument, NotFound
+from shoal_bus.identifiers import check_identifier
 from shoal_bus.types import Descriptor, Labels, Mount, check_digest
 
 from shoal_gateway.proto.containerd.types import descriptor_pb2, mount_pb2
@@ -43,6 +44,14 @@ def descriptor_told(descriptor: Descriptor) -> descriptor_pb2.Descriptor:
         size=descriptor.size,
         annotations=descriptor.annotations,
     )
+
+
+def sought(id: str, missing: str) -> str:
+    """`id`, if there can be something by it. NOT_FOUND says what is `missing`, as with containerd, which just looks."""
+    try:
+        return check_identifier(id)
+    except InvalidArgument:
+        raise NotFound(f"{missing}: not found") from None
 
 
 def digest_of(text: str) -> str:
@@ -79,15 +88,22 @@ def moment_of(told: Timestamp) -> datetime:
 
 
 def labels_of(told: Mapping[str, str]) -> Labels:
-    """Labels as they are kept: those without a value aren't. INVALID_ARGUMENT for one that is too long."""
+    """Labels as they are kept: those without a value aren't. INVALID_ARGUMENT."""
+    return {key: value for key, value in check_labels(told).items() if value}
+
+
+def check_labels(told: Mapping[str, str]) -> Labels:
+    """The labels themselves. INVALID_ARGUMENT for one that is too long, or has no key."""
     for key, value in told.items():
+        if not key:
+            raise InvalidArgument("label keys must not be empty")
         length = len(key.encode()) + len(value.encode())
         if length > LONGEST_LABEL:
             raise InvalidArgument(
                 f"label key and value length ({length} bytes) greater than maximum size ({LONGEST_LABEL} bytes),"
                 f" key: {key[:_SHOWN]}"
             )
-    return {key: value for key, value in told.items() if value}
+    return dict(told)
 
 
 def paths_of(

@@ -10,6 +10,9 @@ from pydantic import ValidationError
 from shoal_bus.errors import AlreadyExists, Code, NotFound, from_exception
 from shoal_bus.message import invalid
 
+LONGEST_MESSAGE = 2048
+"""Bytes of a sentence, each of which is three in a trailer if it isn't ASCII."""
+
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """The status and the one sentence that a client is told of any exception.
@@ -18,7 +21,13 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """
     told = invalid(error) if isinstance(error, ValidationError) else from_exception(error)
     code = Code.INTERNAL if told.code in (Code.UNKNOWN, Code.OK) else told.code
-    return grpc.StatusCode[code.name], str(told)
+    return grpc.StatusCode[code.name], _shown(str(told))
+
+
+def _shown(message: str) -> str:
+    """A sentence with what a client gave in it, which may be long: clients refuse trailers of more than 8 KiB."""
+    told = message.encode(errors="replace")
+    return message if len(told) <= LONGEST_MESSAGE else told[:LONGEST_MESSAGE].decode(errors="ignore") + "…"
 
 
 @contextmanager
@@ -30,6 +39,10 @@ def worded(missing: str, there: str = "") -> Iterator[None]:
         if error.message.startswith("lease ") and not missing.startswith("lease "):  # the one in the call's header
             raise NotFound("lease does not exist: not found") from None
         raise NotFound(f"{missing}: not found") from None
+    except ValidationError:
+        if not missing:
+            raise
+        raise NotFound(f"{missing}: not found") from None  # what can't be there isn't
     except AlreadyExists:
         if not there:
             raise

@@ -62,6 +62,11 @@ PLUGINS = {
     "version": "",
 }
 """The gRPC plugins that Introspection shows, and the service each of them needs."""
+SERVICERS: tuple[type[Servicer], ...] = (
+    Version, Introspection, Namespaces, Containers, Tasks, Events, Content, Images, Leases, Snapshots, Diff, Mounts,
+    SandboxStore, SandboxController, Streaming, Transfer,
+)  # fmt: skip
+"""containerd's services that the gateway has."""
 
 
 def servicers(

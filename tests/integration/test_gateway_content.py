@@ -412,7 +412,7 @@ async def test_lists_come_by_the_hundred_and_are_filtered(channel: grpc.aio.Chan
         ("Delete", pb.DeleteContentRequest(digest="sha256:1"), "INVALID_ARGUMENT"),
         ("Delete", pb.DeleteContentRequest(digest=NOTHING), "NOT_FOUND"),
         ("Status", pb.StatusRequest(ref="none"), "NOT_FOUND"),
-        ("Status", pb.StatusRequest(), "INVALID_ARGUMENT"),
+        ("Status", pb.StatusRequest(), "NOT_FOUND"),
         ("Abort", pb.AbortRequest(ref="none"), "NOT_FOUND"),
         ("ListStatuses", pb.ListStatusesRequest(filters=["=="]), "INVALID_ARGUMENT"),
     ],

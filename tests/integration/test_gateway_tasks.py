@@ -190,9 +190,33 @@ async def test_a_signal_to_all_reaches_what_isnt_the_first_process(calls: Calls)
     assert (await calls.wait("all")).exit_status == 137
 
 
-@pytest.mark.parametrize("signal", [0, 65, 1 << 31])
+@pytest.mark.parametrize("signal", [65, 1 << 31])
 async def test_signals_that_arent_are_invalid_arguments(calls: Calls, signal: int) -> None:
     assert (await refused(calls, "Kill", container_id="x", signal=signal))[0] == "INVALID_ARGUMENT"
+
+
+async def test_a_process_without_a_terminal_has_no_size_and_that_is_no_error(calls: Calls) -> None:
+    """As with containerd, whose clients pass sizes on without looking what there is."""
+    assert (await refused(calls, "ResizePty", container_id="sized", width=80, height=24))[0] == "NOT_FOUND"
+    await calls.create("sized")
+    size = pb.ResizePtyRequest(container_id="sized", width=80, height=24)
+    await calls.ask(f"{TASKS}/ResizePty", size)
+    await calls.start("sized")
+    await calls.ask(f"{TASKS}/ResizePty", size)
+    await calls.exec("sized", "beside", "sleep", "600")
+    await calls.ask(f"{TASKS}/ResizePty", pb.ResizePtyRequest(container_id="sized", exec_id="beside", width=8, height=2))
+    await calls.end("sized")
+
+
+async def test_signal_0_looks_whether_a_process_is_there(calls: Calls) -> None:
+    assert (await refused(calls, "Kill", container_id="looked", signal=0))[0] == "NOT_FOUND"
+    await calls.run("looked", "sh", "-c", "read x")
+    await calls.kill("looked", 0)
+    assert (await calls.get("looked")).status == types.RUNNING
+    await calls.kill("looked")
+    await calls.wait("looked")
+    assert (await refused(calls, "Kill", container_id="looked", signal=0))[0] == "NOT_FOUND"
+    await calls.delete("looked")
 
 
 # ---------------------------------------------------------------------------------------------------------------- execs
@@ -472,7 +496,7 @@ async def test_a_specification_that_is_none_is_told_when_a_task_is_made(calls: C
 async def test_bad_requests_for_tasks_are_refused(calls: Calls, tmp_path: Path) -> None:
     await calls.make("asked")
     common: dict[str, Any] = {"container_id": "asked", "rootfs": calls.node.mounts}
-    assert (await refused(calls, "Create", **{**common, "container_id": "../x"}))[0] == "INVALID_ARGUMENT"
+    assert (await refused(calls, "Create", **{**common, "container_id": "../x"}))[0] == "NOT_FOUND"
     wrong = AnyMessage(type_url="containerd.runc.v1.CheckpointOptions")
     assert (await refused(calls, "Create", **common, options=wrong))[0] == "INVALID_ARGUMENT"
     garbage = AnyMessage(type_url="containerd.runc.v1.Options", value=b"\xff")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +43,18 @@ def test_event_is_parsed_back(node: str, namespace: str, service: str, words: li
     topic = "/" + "/".join(words)
     subject = subjects.event(node, namespace, service, topic, id)
     assert subjects.parse(subject) == subjects.Event(node, namespace, service, topic, id)
+
+
+@pytest.mark.parametrize("id", ["ä" * 1000, "." * 4096, "x" * 5000])
+def test_an_id_that_is_too_long_for_the_server_is_its_digest(id: str) -> None:
+    subject = subjects.event("n", "x" * 76, "content", "/images/create", id)
+    assert len(subject) < subjects.LONGEST
+    told = subjects.parse(subject)
+    assert isinstance(told, subjects.Event)
+    assert told.id == f"sha256:{hashlib.sha256(id.encode()).hexdigest()}"
+    assert subjects.event_pattern("n", "x" * 76, "content", "/images/create", id) == subject
+    with pytest.raises(InvalidArgument):
+        subjects.request("n", "default", id.lower(), "snapshot", "prepare")
 
 
 @pytest.mark.parametrize("bad", ["", "A", "a.b", "a_b", "x" * 64, "*", ">", "ä", "a b", "a\n"])

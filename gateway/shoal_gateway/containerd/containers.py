@@ -13,7 +13,7 @@ from shoal_bus.types import AnyMessage
 
 from shoal_gateway import typeurls
 from shoal_gateway.call import Call
-from shoal_gateway.convert import labels_of, paths_of, timestamp
+from shoal_gateway.convert import labels_of, paths_of, quote, sought, timestamp
 from shoal_gateway.errors import worded
 from shoal_gateway.proto.containerd.runc.v1.oci_pb2 import Options
 from shoal_gateway.proto.containerd.services.containers.v1 import containers_pb2 as pb
@@ -29,8 +29,9 @@ class Containers(Servicer):
     service = pb.DESCRIPTOR.services_by_name["Containers"]
 
     async def get(self, call: Call, request: pb.GetContainerRequest) -> pb.GetContainerResponse:
-        wanted = runtime.GetContainer(id=_named(request.id), packed=True)
-        with worded(f'container "{request.id}" in namespace "{call.namespace}"'):
+        missing = f"container {quote(request.id)} in namespace {quote(call.namespace)}"
+        wanted = runtime.GetContainer(id=sought(request.id, missing), packed=True)
+        with worded(missing):
             return pb.GetContainerResponse(container=_told(await call.ask(runtime.CONTAINER_GET, wanted)))
 
     async def list(self, call: Call, request: pb.ListContainersRequest) -> pb.ListContainersResponse:
@@ -71,7 +72,9 @@ class Containers(Servicer):
     async def update(self, call: Call, request: pb.UpdateContainerRequest) -> pb.UpdateContainerResponse:
         """Without a mask all that may be changed is replaced, and what may not must be what it is."""
         asked = request.container
-        name = check_identifier(asked.id, "Container.ID")
+        if not asked.id:
+            raise InvalidArgument("Container.ID must not be empty")
+        name = sought(asked.id, f"container {quote(asked.id)}")
         maps = ("labels", "extensions")
         paths = paths_of(request.update_mask, f"container {name!r}", whole=tuple(_FIELDS), maps=maps)
         fields = paths or list(_FIELDS)
@@ -91,8 +94,8 @@ class Containers(Servicer):
             return pb.UpdateContainerResponse(container=_told(await call.ask(runtime.CONTAINER_UPDATE, wanted)))
 
     async def delete(self, call: Call, request: pb.DeleteContainerRequest) -> Empty:
-        wanted = runtime.ContainerRequest(id=_named(request.id))
-        with worded(f"container {request.id}"):
+        wanted = runtime.ContainerRequest(id=sought(request.id, missing := f"container {request.id}"))
+        with worded(missing):
             await call.ask(runtime.CONTAINER_DELETE, wanted)
         return Empty()
 

@@ -31,7 +31,7 @@ class Images(Servicer):
 
     async def get(self, call: Call, request: pb.GetImageRequest) -> pb.GetImageResponse:
         with _worded(request.name):
-            found = await call.ask(content.IMAGE_GET, content.ImageRequest(name=_named(request.name)))
+            found = await call.ask(content.IMAGE_GET, content.ImageRequest(name=request.name))
         return pb.GetImageResponse(image=_told(found))
 
     async def list(self, call: Call, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
@@ -69,9 +69,10 @@ class Images(Servicer):
 
     async def delete(self, call: Call, request: pb.DeleteImageRequest) -> Empty:
         target = digest_of(request.target.digest) if request.target.digest else None
-        wanted = content.DeleteImage(name=_named(request.name), sync=request.sync, target=target)
-        with _worded(wanted.name):
-            await call.ask(content.IMAGE_DELETE, wanted)
+        with _worded(request.name):
+            await call.ask(
+                content.IMAGE_DELETE, content.DeleteImage(name=request.name, sync=request.sync, target=target)
+            )
         return Empty()
 
 

@@ -36,19 +36,21 @@ class Leases(Servicer):
         return pb.ListResponse(leases=[_told(one) async for one in leases])
 
     async def add_resource(self, call: Call, request: pb.AddResourceRequest) -> Empty:
+        wanted = _change(request.id, request.resource)
         with _worded(request.id):
-            await call.ask(content.LEASE_ADD, _change(request.id, request.resource))
+            await call.ask(content.LEASE_ADD, wanted)
         return Empty()
 
     async def delete_resource(self, call: Call, request: pb.DeleteResourceRequest) -> Empty:
+        wanted = _change(request.id, request.resource)
         with _worded(request.id):
-            await call.ask(content.LEASE_REMOVE, _change(request.id, request.resource))
+            await call.ask(content.LEASE_REMOVE, wanted)
         return Empty()
 
     async def list_resources(self, call: Call, request: pb.ListResourcesRequest) -> pb.ListResourcesResponse:
         """By type and name, as containerd's."""
-        resources = call.items(content.LEASE_RESOURCES, content.LeaseRequest(id=request.id))
         with _worded(request.id):
+            resources = call.items(content.LEASE_RESOURCES, content.LeaseRequest(id=request.id))
             return pb.ListResourcesResponse(
                 resources=[pb.Resource(id=one.id, type=one.type) async for one in resources]
             )

@@ -12,6 +12,7 @@ from shoal_bus.filters import compile_filters, label_field
 from shoal_bus.identifiers import check_identifier
 
 from shoal_gateway.call import Call
+from shoal_gateway.convert import check_labels, labels_of
 from shoal_gateway.proto.containerd.services.namespaces.v1 import namespace_pb2 as pb
 from shoal_gateway.rpc import Servicer
 
@@ -36,7 +37,8 @@ class Namespaces(Servicer):
     async def create(self, call: Call, request: pb.CreateNamespaceRequest) -> pb.CreateNamespaceResponse:
         asked = request.namespace
         made = await call.ask(
-            content.NAMESPACE_CREATE, content.SaveNamespace(name=_named(asked.name), labels=dict(asked.labels))
+            content.NAMESPACE_CREATE,
+            content.SaveNamespace(name=_named(asked.name), labels=check_labels(asked.labels)),
         )
         return pb.CreateNamespaceResponse(namespace=_told(made))
 
@@ -49,7 +51,7 @@ class Namespaces(Servicer):
         for path in paths:
             if not path.startswith("labels.") or path == "labels.":
                 raise InvalidArgument(f"cannot update {path!r} field", hint="a namespace has labels.<key> alone")
-        labels = {key: value for key, value in asked.labels.items() if value}
+        labels = labels_of(asked.labels)
         if paths:
             labels = {key: value for key, value in labels.items() if f"labels.{key}" in paths}
         wanted = content.SaveNamespace(name=_named(asked.name), labels=labels, fields=paths)

@@ -1,4 +1,4 @@
-"""containerd.services.snapshots.v1.Snapshots: every snapshotter of the node, by its name; "" is the default one."""
+"""containerd.services.snapshots.v1.Snapshots: every snapshotter of the node, by its name."""
 
 from __future__ import annotations
 
@@ -79,9 +79,11 @@ class Snapshots(Servicer):
 
     async def update(self, call: Call, request: pb.UpdateSnapshotRequest) -> pb.UpdateSnapshotResponse:
         name, asked = await self._named(call, request.snapshotter), request.info
-        paths = paths_of(request.update_mask, f"snapshot {asked.name!r}")
-        wanted = api.UpdateSnapshot(key=asked.name, labels=labels_of(asked.labels), fields=paths)
+        if not asked.name:
+            raise InvalidArgument("snapshot name must not be empty")
+        paths, labels = paths_of(request.update_mask, f"snapshot {asked.name!r}"), labels_of(asked.labels)
         with worded(_missing(asked.name)):
+            wanted = api.UpdateSnapshot(key=asked.name, labels=labels, fields=paths)
             return pb.UpdateSnapshotResponse(info=_told(await call.ask(api.SNAPSHOT_UPDATE.on(name), wanted)))
 
     async def list(
@@ -108,8 +110,9 @@ class Snapshots(Servicer):
 
         Those that have answered once aren't asked for again: one that is away is UNAVAILABLE.
         """
-        name = name or api.DEFAULT
         _ = call.namespace  # said before anything is asked
+        if not name:
+            raise InvalidArgument("snapshotter argument missing")
         if name not in self._known:
             self._known |= {one.name async for one in call.items(api.SNAPSHOTTER_LIST, api.SnapshotterRequest())}
         if name not in self._known:

@@ -7,13 +7,13 @@ from typing import Protocol
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 from shoal_bus.api import runtime
-from shoal_bus.errors import InvalidArgument, NotFound, Unimplemented
+from shoal_bus.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from shoal_bus.identifiers import check_identifier
 from shoal_bus.types import Stdio
 
 from shoal_gateway import task_metrics, typeurls
 from shoal_gateway.call import Call
-from shoal_gateway.convert import descriptor_told, digest_of, mounts_of, timestamp
+from shoal_gateway.convert import descriptor_told, digest_of, mounts_of, quote, sought, timestamp
 from shoal_gateway.proto.containerd.runc.v1.oci_pb2 import CheckpointOptions, Options, ProcessDetails
 from shoal_gateway.proto.containerd.services.tasks.v1 import tasks_pb2 as pb
 from shoal_gateway.proto.containerd.types.metrics_pb2 import Metric
@@ -46,7 +46,7 @@ class Tasks(Servicer):
                 raise InvalidArgument(f"unsupported checkpoint type {request.checkpoint.media_type!r}")
             blob = digest_of(request.checkpoint.digest)
         wanted = runtime.CreateTask(
-            container_id=_named(request.container_id),
+            container_id=_named(call, request.container_id),
             rootfs=mounts_of(request.rootfs),
             stdio=Stdio(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal),
             runtime=request.runtime_path,
@@ -58,18 +58,18 @@ class Tasks(Servicer):
         return pb.CreateTaskResponse(container_id=task.container_id, pid=task.pid)
 
     async def start(self, call: Call, request: pb.StartRequest) -> pb.StartResponse:
-        return pb.StartResponse(pid=(await call.ask(runtime.TASK_START, _process(request))).pid)
+        return pb.StartResponse(pid=(await call.ask(runtime.TASK_START, _process(call, request))).pid)
 
     async def delete(self, call: Call, request: pb.DeleteTaskRequest) -> pb.DeleteResponse:
-        exit = await call.ask(runtime.TASK_DELETE, runtime.DeleteTask(container_id=_named(request.container_id)))
+        exit = await call.ask(runtime.TASK_DELETE, runtime.DeleteTask(container_id=_named(call, request.container_id)))
         return _deleted(exit)
 
     async def delete_process(self, call: Call, request: pb.DeleteProcessRequest) -> pb.DeleteResponse:
-        wanted = runtime.DeleteTask(container_id=_named(request.container_id), exec_id=_exec(request.exec_id))
+        wanted = runtime.DeleteTask(container_id=_named(call, request.container_id), exec_id=_sought(request.exec_id))
         return _deleted(await call.ask(runtime.TASK_DELETE, wanted))
 
     async def get(self, call: Call, request: pb.GetRequest) -> pb.GetResponse:
-        return pb.GetResponse(process=_told(await _require(call, _process(request))))
+        return pb.GetResponse(process=_told(await _require(call, _process(call, request))))
 
     async def list(self, call: Call, request: pb.ListTasksRequest) -> pb.ListTasksResponse:
         """Every task, whatever the filter: containerd doesn't look at it either."""
@@ -77,7 +77,12 @@ class Tasks(Servicer):
         return pb.ListTasksResponse(tasks=[_told(one) async for one in tasks if one.status in _STATUS])
 
     async def kill(self, call: Call, request: pb.KillRequest) -> Empty:
-        id, exec_id = _of(request)
+        id, exec_id = _of(call, request)
+        if not request.signal:  # as kill(2) has it, that looks whether it is there
+            task = await _require(call, runtime.ProcessRequest(container_id=id, exec_id=exec_id))
+            if task.status == "stopped":
+                raise NotFound("process already finished: not found")
+            return Empty()
         every = request.all and not exec_id
         wanted = runtime.KillTask(container_id=id, exec_id=exec_id, signal=request.signal, all=every)
         await call.ask(runtime.TASK_KILL, wanted)
@@ -85,8 +90,8 @@ class Tasks(Servicer):
 
     async def exec(self, call: Call, request: pb.ExecProcessRequest) -> Empty:
         wanted = runtime.ExecTask(
-            exec_id=_exec(request.exec_id),
-            container_id=_named(request.container_id),
+            exec_id=check_identifier(request.exec_id, "exec id"),
+            container_id=_named(call, request.container_id),
             process=typeurls.document_of(request.spec, "process"),
             stdio=Stdio(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal),
         )
@@ -94,29 +99,34 @@ class Tasks(Servicer):
         return Empty()
 
     async def resize_pty(self, call: Call, request: pb.ResizePtyRequest) -> Empty:
-        id, exec_id = _of(request)
+        """Of a process without a terminal nothing changes, and that is no error."""
+        id, exec_id = _of(call, request)
         wanted = runtime.ResizeTask(container_id=id, exec_id=exec_id, width=request.width, height=request.height)
-        await call.ask(runtime.TASK_RESIZE, wanted)
+        try:
+            await call.ask(runtime.TASK_RESIZE, wanted)
+        except FailedPrecondition:
+            if (await _require(call, _process(call, request))).stdio.terminal:
+                raise
         return Empty()
 
     async def close_io(self, call: Call, request: pb.CloseIORequest) -> Empty:
         """Standard input is all that can be closed."""
         if request.stdin:
-            await call.ask(runtime.TASK_CLOSE_IO, _process(request))
+            await call.ask(runtime.TASK_CLOSE_IO, _process(call, request))
         else:
-            await _require(call, _process(request))
+            await _require(call, _process(call, request))
         return Empty()
 
     async def pause(self, call: Call, request: pb.PauseTaskRequest) -> Empty:
-        await call.ask(runtime.TASK_PAUSE, runtime.TaskRequest(container_id=_named(request.container_id)))
+        await call.ask(runtime.TASK_PAUSE, runtime.TaskRequest(container_id=_named(call, request.container_id)))
         return Empty()
 
     async def resume(self, call: Call, request: pb.ResumeTaskRequest) -> Empty:
-        await call.ask(runtime.TASK_RESUME, runtime.TaskRequest(container_id=_named(request.container_id)))
+        await call.ask(runtime.TASK_RESUME, runtime.TaskRequest(container_id=_named(call, request.container_id)))
         return Empty()
 
     async def list_pids(self, call: Call, request: pb.ListPidsRequest) -> pb.ListPidsResponse:
-        found = await call.ask(runtime.TASK_PIDS, runtime.TaskRequest(container_id=_named(request.container_id)))
+        found = await call.ask(runtime.TASK_PIDS, runtime.TaskRequest(container_id=_named(call, request.container_id)))
         return pb.ListPidsResponse(processes=[_info(one) for one in found.processes])
 
     async def checkpoint(self, call: Call, request: pb.CheckpointTaskRequest) -> pb.CheckpointTaskResponse:
@@ -125,7 +135,7 @@ class Tasks(Servicer):
         if request.HasField("options"):
             asked = typeurls.message_of(request.options, CheckpointOptions, "task checkpoint options")
         wanted = runtime.CheckpointTask(
-            container_id=_named(request.container_id),
+            container_id=_named(call, request.container_id),
             path=asked.image_path,
             work_path=asked.work_path,
             exit=asked.exit,
@@ -141,7 +151,7 @@ class Tasks(Servicer):
     async def update(self, call: Call, request: pb.UpdateTaskRequest) -> Empty:
         """The limits of this task: the container's specification stays what its client made it."""
         resources = typeurls.document_of(request.resources, "resources")
-        id = _named(request.container_id)
+        id = _named(call, request.container_id)
         if resources:
             await call.ask(runtime.TASK_UPDATE, runtime.UpdateTask(container_id=id, resources=resources, once=True))
         else:
@@ -154,7 +164,7 @@ class Tasks(Servicer):
         return pb.MetricsResponse(metrics=[_metric(one) async for one in found])
 
     async def wait(self, call: Call, request: pb.WaitRequest) -> pb.WaitResponse:
-        id, exec_id = _of(request)
+        id, exec_id = _of(call, request)
         exit = await call.ask(runtime.TASK_WAIT, runtime.WaitTask(container_id=id, exec_id=exec_id))
         return pb.WaitResponse(exit_status=exit.exit_status, exited_at=timestamp(exit.exited_at))
 
@@ -168,21 +178,21 @@ class _OfProcess(Protocol):
     def exec_id(self) -> str: ...
 
 
-def _named(id: str) -> str:
-    return check_identifier(id, "container id")
+def _named(call: Call, id: str) -> str:
+    return sought(id, f"container {quote(id)} in namespace {quote(call.namespace)}")
 
 
-def _exec(id: str) -> str:
-    return check_identifier(id, "exec id")
+def _sought(exec_id: str) -> str:
+    return sought(exec_id, f"process {exec_id}")
 
 
-def _of(request: _OfProcess) -> tuple[str, str]:
-    """The ids of the container and of the exec, which is empty for the first process."""
-    return _named(request.container_id), _exec(request.exec_id) if request.exec_id else ""
+def _of(call: Call, request: _OfProcess) -> tuple[str, str]:
+    """The ids of the container and of the exec, which is empty for the first process. NOT_FOUND for what is none."""
+    return _named(call, request.container_id), _sought(request.exec_id) if request.exec_id else ""
 
 
-def _process(request: _OfProcess) -> runtime.ProcessRequest:
-    id, exec_id = _of(request)
+def _process(call: Call, request: _OfProcess) -> runtime.ProcessRequest:
+    id, exec_id = _of(call, request)
     return runtime.ProcessRequest(container_id=id, exec_id=exec_id)
 
 
