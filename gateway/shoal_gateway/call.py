@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,9 +12,10 @@ from typing import Any, TypeVar
 import structlog
 from shoal_bus import wire
 from shoal_bus.client import TIMEOUT_SECONDS, Client
-from shoal_bus.errors import FailedPrecondition, InvalidArgument, ShoalError
+from shoal_bus.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, ShoalError
 from shoal_bus.identifiers import check_identifier
 from shoal_bus.message import Message, Request
+from shoal_bus.together import to_its_end
 from shoal_bus.verb import AnyVerb, OperationVerb, StreamVerb, Verb
 
 log = structlog.get_logger(__name__)
@@ -111,6 +113,32 @@ class Call:
             verb, request, id=f"{self.id}.{step or verb.name}", patience=patience, trace=self.trace,
             timeout=self._limit() if verb.waits or long else self.left(),
         )  # fmt: skip
+
+    async def make(self, verb: Verb[Req, Rep], request: Req, undo: Callable[[Rep], Awaitable[None]]) -> Rep:
+        """`ask`, for what has to go again where nobody is told of it: the client has gone, or its time is up.
+
+        The service isn't stopped halfway: what it makes is waited for, and undone whole.
+        """
+        making = asyncio.create_task(
+            self._on(verb).call(
+                verb, request, id=f"{self.id}.{verb.name}", patience=PATIENCE_SECONDS, trace=self.trace,
+                timeout=self.left() + TIMEOUT_SECONDS,
+            )
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(self.left()):
+                return await asyncio.shield(making)
+        except TimeoutError:
+            await to_its_end(self._unmake(making, undo))
+            raise DeadlineExceeded(f"{verb.name}: no answer in time") from None
+        except asyncio.CancelledError:
+            await to_its_end(self._unmake(making, undo))
+            raise
+
+    async def _unmake(self, making: asyncio.Task[Rep], undo: Callable[[Rep], Awaitable[None]]) -> None:
+        with suppress(ShoalError):
+            await undo(await making)
+            self.log.info("call.undone")
 
     async def undo(self, verb: Verb[Req, Rep], request: Req, *, step: str = "") -> None:
         """Undoes what this call began, in a time of its own, as the client's may be up; best effort."""

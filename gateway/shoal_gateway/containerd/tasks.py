@@ -33,6 +33,7 @@ class Tasks(Servicer):
     service = pb.DESCRIPTOR.services_by_name["Tasks"]
 
     async def create(self, call: Call, request: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
+        """A client that goes away meanwhile leaves no task, as with containerd; whatever else it asks for is done."""
         if request.task_api_address:
             raise Unimplemented("task_api_address: shoal's tasks are those of its own shims")
         options, checkpoint = None, request.checkpoint.annotations.get("RestoreFromPath", "")
@@ -54,7 +55,11 @@ class Tasks(Servicer):
             checkpoint=checkpoint,
             checkpoint_blob=blob,
         )
-        task = await call.ask(runtime.TASK_CREATE, wanted)
+
+        async def undo(made: runtime.Task) -> None:
+            await call.undo(runtime.TASK_DELETE, runtime.DeleteTask(container_id=made.container_id))
+
+        task = await call.make(runtime.TASK_CREATE, wanted, undo)
         return pb.CreateTaskResponse(container_id=task.container_id, pid=task.pid)
 
     async def start(self, call: Call, request: pb.StartRequest) -> pb.StartResponse:
@@ -104,8 +109,9 @@ class Tasks(Servicer):
         wanted = runtime.ResizeTask(container_id=id, exec_id=exec_id, width=request.width, height=request.height)
         try:
             await call.ask(runtime.TASK_RESIZE, wanted)
-        except FailedPrecondition:
-            if (await _require(call, _process(call, request))).stdio.terminal:
+        except (FailedPrecondition, NotFound):  # an exec that isn't started isn't there for its shim
+            task = await _require(call, _process(call, request))
+            if task.stdio.terminal or task.status == "stopped":
                 raise
         return Empty()
 
