@@ -206,7 +206,29 @@ async def test_a_process_without_a_terminal_has_no_size_and_that_is_no_error(cal
     await calls.exec("sized", "beside", "sleep", "600")
     size.exec_id = "beside"
     await calls.ask(f"{TASKS}/ResizePty", size)
-    await calls.end("sized")
+    await calls.kill("sized")
+    await calls.wait("sized")
+    await calls.ask(f"{TASKS}/ResizePty", pb.ResizePtyRequest(container_id="sized", width=80, height=24))
+    await calls.delete("sized")
+
+
+async def test_a_stopped_task_has_figures_and_no_processes(calls: Calls) -> None:
+    """As with containerd, whose clients take the last figures of a container from there."""
+    await calls.run("over", "sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done")
+    await calls.wait("over")
+    of_it = pb.MetricsRequest(filters=["id==over"])
+    reply = await calls.ask(f"{TASKS}/Metrics", of_it, pb.MetricsResponse)
+    assert [one.id for one in reply.metrics] == ["over"]
+    told = reply.metrics[0].data
+    kind = {one.DESCRIPTOR.full_name: one for one in (MetricsV1, MetricsV2)}[told.type_url]
+    assert kind.FromString(told.value).pids.current == 0
+    assert kind.FromString(told.value).cpu.ByteSize() > 0
+    assert not (
+        await calls.ask(f"{TASKS}/ListPids", pb.ListPidsRequest(container_id="over"), pb.ListPidsResponse)
+    ).processes
+    await calls.delete("over")
+    assert not (await calls.ask(f"{TASKS}/Metrics", of_it, pb.MetricsResponse)).metrics
+    assert (await refused(calls, "ListPids", container_id="over"))[0] == "NOT_FOUND"
 
 
 async def test_signal_0_looks_whether_a_process_is_there(calls: Calls) -> None:

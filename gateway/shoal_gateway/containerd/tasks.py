@@ -111,7 +111,7 @@ class Tasks(Servicer):
             await call.ask(runtime.TASK_RESIZE, wanted)
         except (FailedPrecondition, NotFound):  # an exec that isn't started isn't there for its shim
             task = await _require(call, _process(call, request))
-            if task.stdio.terminal or task.status == "stopped":
+            if task.stdio.terminal or (exec_id and task.status == "stopped"):
                 raise
         return Empty()
 
@@ -132,7 +132,13 @@ class Tasks(Servicer):
         return Empty()
 
     async def list_pids(self, call: Call, request: pb.ListPidsRequest) -> pb.ListPidsResponse:
-        found = await call.ask(runtime.TASK_PIDS, runtime.TaskRequest(container_id=_named(call, request.container_id)))
+        """None of a task that has stopped."""
+        id = _named(call, request.container_id)
+        try:
+            found = await call.ask(runtime.TASK_PIDS, runtime.TaskRequest(container_id=id))
+        except NotFound:
+            await _require(call, runtime.ProcessRequest(container_id=id))
+            return pb.ListPidsResponse()
         return pb.ListPidsResponse(processes=[_info(one) for one in found.processes])
 
     async def checkpoint(self, call: Call, request: pb.CheckpointTaskRequest) -> pb.CheckpointTaskResponse:
@@ -165,8 +171,8 @@ class Tasks(Servicer):
         return Empty()
 
     async def metrics(self, call: Call, request: pb.MetricsRequest) -> pb.MetricsResponse:
-        """Those of tasks that haven't stopped."""
-        found = call.items(runtime.TASK_METRICS, runtime.ListMetrics(filters=list(request.filters)))
+        """Those of stopped tasks, too, until they are deleted."""
+        found = call.items(runtime.TASK_METRICS, runtime.ListMetrics(filters=list(request.filters), stopped=True))
         return pb.MetricsResponse(metrics=[_metric(one) async for one in found])
 
     async def wait(self, call: Call, request: pb.WaitRequest) -> pb.WaitResponse:

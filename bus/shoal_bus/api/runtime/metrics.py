@@ -180,9 +180,13 @@ class ContainerMetrics(Message):
 
 
 class ListMetrics(Filter, Request):
-    """Filters are on `id` and `namespace`. `raw` false leaves out the kernel's own maps and lists: most of it."""
+    """Filters are on `id` and `namespace`. `raw` false leaves out the kernel's own maps and lists: most of it.
+
+    `stopped` asks for tasks that have stopped, too, whose cgroups are there until they are deleted.
+    """
 
     raw: bool = True
+    stopped: bool = False
 
 
 TASK_METRICS = StreamVerb(
@@ -191,7 +195,7 @@ TASK_METRICS = StreamVerb(
     "metrics",
     ListMetrics,
     ContainerMetrics,
-    behaviour=behaves("What each task of the namespace uses that hasn't stopped."),
+    behaviour=behaves("What each task of the namespace uses; of those that have stopped, where they are asked for."),
 )
 NODE_METRICS = StreamVerb(
     "runtime",
@@ -199,5 +203,7 @@ NODE_METRICS = StreamVerb(
     "metrics",
     ListMetrics,
     ContainerMetrics,
-    behaviour=behaves("What each task of every namespace uses that hasn't stopped.", whole_node=True),
+    behaviour=behaves(
+        "What each task of every namespace uses; of those that have stopped, where they are asked for.", whole_node=True
+    ),
 )

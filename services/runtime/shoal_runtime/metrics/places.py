@@ -73,6 +73,10 @@ class Hierarchies:
                     v1[option] = _wider(v1.get(option), found)
         return cls(v1, v2)
 
+    def membership(self, path: str) -> str:
+        """What `/proc/<pid>/cgroup` would say of a process that is in `path` in every hierarchy."""
+        return "\n".join(f"0:{controller}:{path}" for controller in ("", *self.v1))
+
     def places(self, membership: str, own: Sequence[str]) -> Places:
         """Where the cgroups of a process are that has `membership`: the text of `/proc/<pid>/cgroup` (cgroups(7)).
 

@@ -26,6 +26,7 @@ class Job(NamedTuple):
     """Of the request that made it: a later task of this container has another one."""
     pid: int
     bundle: str
+    stopped: bool = False
 
 
 def hierarchies() -> Hierarchies:
@@ -34,13 +35,19 @@ def hierarchies() -> Hierarchies:
 
 
 def find(job: Job, mounted: Hierarchies) -> Places | None:
-    """Where a task's cgroups are, empty where it has none of its own; None when its process has gone."""
-    membership = files.read(f"/proc/{job.pid}", "cgroup")
+    """Where a task's cgroups are, empty where it has none of its own; None when its process has gone.
+
+    Those of one that has stopped are where its specification has them from the root on; a pid says nothing any more.
+    """
     config = files.read(job.bundle, CONFIG)
+    path = "" if config is None else str((json.loads(config).get("linux") or {}).get("cgroupsPath") or "")
+    if job.stopped:
+        membership = mounted.membership(path) if path.startswith("/") else None
+    else:
+        membership = files.read(f"/proc/{job.pid}", "cgroup")
     if membership is None or config is None:
         return None
-    own = own_cgroup(str((json.loads(config).get("linux") or {}).get("cgroupsPath") or ""), job.id)
-    return mounted.places(membership, own)
+    return mounted.places(membership, own_cgroup(path, job.id))
 
 
 def measure(job: Job, places: Places, *, raw: bool = True) -> ContainerMetrics | None:

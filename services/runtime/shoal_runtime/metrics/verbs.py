@@ -20,14 +20,14 @@ _BATCH = 16
 """Containers read in one go on a thread: some ten milliseconds, in which others can be served."""
 
 _JOBS = """
-SELECT namespace, id, request_id, pid, bundle FROM tasks
-WHERE exec_id = '' AND status NOT IN ('creating', 'stopped') AND pid > 0 AND :namespace IN ('', namespace)
+SELECT namespace, id, request_id, pid, bundle, status = 'stopped' FROM tasks
+WHERE exec_id = '' AND status NOT IN ('creating', :left_out) AND pid > 0 AND :namespace IN ('', namespace)
 ORDER BY namespace, id
 """
 
 
 class Metrics:
-    """What the tasks use that are there and haven't stopped: created, running or paused."""
+    """What the tasks use that are there: created, running or paused, and stopped ones until they are deleted."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
@@ -36,16 +36,17 @@ class Metrics:
 
     async def of_tasks(self, ctx: Context, request: api.ListMetrics) -> AsyncIterator[api.ContainerMetrics]:
         """Those of the caller's namespace, by id."""
-        async for item in self._of(self._jobs(ctx.namespace), request):
+        async for item in self._of(self._jobs(request.stopped, ctx.namespace), request):
             yield item
 
     async def of_node(self, ctx: Context, request: api.ListMetrics) -> AsyncIterator[api.ContainerMetrics]:
         """Those of every namespace, by namespace and id."""
-        async for item in self._of(self._jobs(), request):
+        async for item in self._of(self._jobs(request.stopped), request):
             yield item
 
-    def _jobs(self, namespace: str = "") -> list[Job]:
-        jobs = [Job(*row) for row in self._db.read(_JOBS, {"namespace": namespace})]
+    def _jobs(self, stopped: bool, namespace: str = "") -> list[Job]:
+        asked = {"namespace": namespace, "left_out": "creating" if stopped else "stopped"}
+        jobs = [Job(*row) for row in self._db.read(_JOBS, asked)]
         for gone in self._places.keys() - set(jobs):
             if namespace in ("", gone.namespace):
                 self._places.pop(gone, None)
