@@ -59,6 +59,7 @@ class Endpoints:
         """Prometheus's text format: the gateway's own counters, the node's services, and its containers."""
         self._metrics.bus.set(self._connection.is_connected)
         services, containers = await asyncio.gather(self._services(), self._containers())
+        self._metrics.tasks.set(len(asyncio.all_tasks()))
         text = await asyncio.to_thread(self._metrics.render, services, self._node, containers)
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 

@@ -81,6 +81,7 @@ class Metrics:
             "shoal_gateway_events_forwarded_total", "Events sent to subscribers", registry=self.registry
         )
         self.subscribers = Gauge("shoal_gateway_event_subscribers", "Subscribers to events", registry=self.registry)
+        self.tasks = Gauge("shoal_gateway_tasks", "What the gateway's event loop has under way", registry=self.registry)
         self.bus = Gauge("shoal_gateway_bus_connected", "1 while the bus is there", registry=self.registry)
 
     def calls(self, service: str, method: str) -> Calls:

@@ -20,7 +20,7 @@ from shoal_bus.client import Client
 from shoal_bus.errors import NotFound
 from shoal_gateway.proto.containerd.runc.v1.oci_pb2 import Options
 from shoal_gateway.proto.containerd.services.containers.v1 import containers_pb2 as containers
-from shoal_gateway.proto.containerd.services.diff.v1.diff_pb2 import ApplyRequest
+from shoal_gateway.proto.containerd.services.diff.v1.diff_pb2 import ApplyRequest, ApplyResponse
 from shoal_gateway.proto.containerd.services.snapshots.v1 import snapshots_pb2 as snapshots
 from shoal_gateway.proto.containerd.services.tasks.v1 import tasks_pb2 as tasks
 from shoal_gateway.proto.containerd.types.descriptor_pb2 import Descriptor
@@ -30,7 +30,7 @@ from tests.support import process_table
 from tests.support.gate import Gate, stopped_below
 from tests.support.gateway import until
 from tests.support.gateway_tasks import CONTAINERS, PROCESS, TASKS, Calls, GatewayNode, document, gateway_node
-from tests.support.images import Layer, file
+from tests.support.images import Layer, digest_of, file
 from tests.support.leaks import mounts
 from tests.support.orphans import in_place_of_init
 from tests.support.process_table import Entry
@@ -263,22 +263,21 @@ async def test_a_layer_whose_client_goes_away_is_no_longer_applied(
     before = mounts()
     made = snapshots.PrepareSnapshotRequest(snapshotter="overlayfs", key="applied")
     reply = await calls.ask(f"{SNAPSHOTS}/Prepare", made, snapshots.PrepareSnapshotResponse)
-    request = ApplyRequest(diff=Descriptor(media_type=LAYER, digest=digest, size=len(data)), mounts=reply.mounts)
+    request = ApplyRequest(
+        diff=Descriptor(media_type=LAYER, digest=digest, size=len(data)), mounts=reply.mounts, sync_fs=True
+    )
     upper = Path(reply.mounts[0].source)
     call = begun(calls, APPLY, request)
     await until(lambda: any(upper.iterdir()))
     call.cancel()
-    # It ends soon, whole only if it was about to be; and the snapshot is its client's as before.
-    size = -1
-    async with asyncio.timeout(10):
-        while (now := len(list(upper.iterdir()))) != size:
-            size = now
-            await asyncio.sleep(0.3)
+    await until(lambda: not any(upper.iterdir()))
     assert mounts() - before == set()
+    again = await calls.ask(APPLY, request, ApplyResponse)  # the snapshot is its client's, as it was
+    assert len(list(upper.iterdir())) == 6000
+    assert again.applied.digest == digest_of(layer.tar())
     await calls.ask(f"{SNAPSHOTS}/Remove", snapshots.RemoveSnapshotRequest(snapshotter="overlayfs", key="applied"))
     with pytest.raises(NotFound):
         await bus.call(snapshot.SNAPSHOT_STAT.on("overlayfs"), snapshot.SnapshotRequest(key="applied"))
-    assert size < 6000
 
 
 def test_nothing_failed_unexpectedly(node: GatewayNode) -> None:

@@ -236,8 +236,12 @@ class Calls:
 
 
 @contextmanager
-def gateway_node(directory: Path, *services: str) -> Iterator[GatewayNode]:
+def gateway_node(
+    directory: Path, *services: str, gateway: tuple[str, ...] = (), bus: str = ""
+) -> Iterator[GatewayNode]:
     """A node with a runtime service, a gateway and other `services` for a block; nothing is left of its containers.
+
+    `gateway` are arguments of that one, `bus` is further configuration of nats-server.
 
     There are three OCI runtimes on its PATH: runc, runc by another name, and runc with something in CRIU's place.
     """
@@ -247,8 +251,9 @@ def gateway_node(directory: Path, *services: str) -> Iterator[GatewayNode]:
     (programs / CHECKPOINTING_RUNTIME).write_text(_CHECKPOINTING)
     (programs / CHECKPOINTING_RUNTIME).chmod(0o755)
     path = f"{programs}:{os.environ['PATH']}"
-    with NatsServer(directory / "nats") as natsd, TestNode(directory, natsd, path=path) as node:
-        node.start(*services, "runtime", "gateway")
+    with NatsServer(directory / "nats", extra=bus) as natsd, TestNode(directory, natsd, path=path) as node:
+        node.start(*services, "runtime")
+        node.start("gateway", arguments=gateway)
         made = GatewayNode(node)
         try:
             yield made

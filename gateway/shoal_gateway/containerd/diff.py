@@ -25,8 +25,7 @@ class Diff(Servicer):
     service = pb.DESCRIPTOR.services_by_name["Diff"]
 
     async def apply(self, call: Call, request: pb.ApplyRequest) -> pb.ApplyResponse:
-        """The mounts are those of an active snapshot. What is written to it is on disk, asked for or not, once it is
-        committed."""
+        """The mounts are those of an active snapshot."""
         descriptor = descriptor_of(request.diff)
         if request.payloads and not _LAYER.fullmatch(descriptor.media_type):
             raise Unimplemented(f"layer {descriptor.digest}: payloads aren't passed on to stream processors")
@@ -35,6 +34,7 @@ class Diff(Servicer):
                 descriptor=descriptor.model_copy(update={"size": claim.size}),
                 path=claim.path,
                 mounts=mounts_of(request.mounts),
+                sync=request.sync_fs,
             )
             applied = await call.operate(api.DIFF_APPLY, wanted)
         return pb.ApplyResponse(applied=descriptor_told(applied.descriptor))

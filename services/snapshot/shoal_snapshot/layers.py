@@ -29,6 +29,7 @@ from shoal_snapshot.overlayfs import FUSE_TYPE
 from shoal_snapshot.processors import Processor
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
+from shoal_snapshot.syscalls import syncfs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -219,6 +220,8 @@ class Layers:
                 tx.execute("INSERT OR IGNORE INTO unfinished VALUES (?, ?)", (snapshot.id, ctx.id))
         try:
             done = await self._extract(ctx, request, job)
+            if request.sync:
+                await in_thread(syncfs, str(root))
             with self._db.write() as tx:
                 if self._records.by_id(ctx.namespace, snapshot.id) is None:
                     raise NotFound(f"snapshot {snapshot.key}: was removed while a layer was applied to it")

@@ -26,6 +26,8 @@ class ApplyLayer(Request):
     mounts: list[Mount]
     diff_id: Digest | None = None
     """What the uncompressed layer must hash to; a mismatch is FAILED_PRECONDITION."""
+    sync: bool = False
+    """Have it on disk before the answer. What is committed is synced then in any case."""
 
 
 class AppliedLayer(Message):

@@ -96,7 +96,7 @@ class Tools:
 
     async def collect(self, ctx: Context) -> None:
         """Has what became superfluous taken away."""
-        await self.collector.after_deletion(wait=True)
+        await self.collector.after_deletion(wait=True, asked=False)
 
     async def undo(self, ctx: Context) -> None:
         """Takes away what an operation has made that came to nothing: files first, a full disk may be the reason."""

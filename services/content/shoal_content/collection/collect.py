@@ -112,13 +112,16 @@ class Collector:
             self._next = asyncio.create_task(self._collect_next())
         return await asyncio.shield(self._next)
 
-    async def after_deletion(self, *, wait: bool) -> None:
-        """Has what a deletion made superfluous collected: before this returns, if it can be now, or a little later."""
+    async def after_deletion(self, *, wait: bool, asked: bool = True) -> None:
+        """Has what a deletion made superfluous collected: before this returns, if it can be now, or a little later.
+
+        A deletion that nobody has `asked` for isn't a reason to collect what others have only just written.
+        """
         if not wait:
             self.want()
             return
         try:
-            await self.collect()
+            await self.collect(asked=asked)
         except (ShoalError, OSError, sqlite3.Error) as error:
             # What was deleted is deleted, and its transaction says that a collection is owed.
             log.warning("collection.later", error=str(error))

@@ -81,7 +81,7 @@ class Pulls:
         self.holds.fail(ctx.id)
         if nonce:
             self.following.forget(nonce)
-        await self.collector.after_deletion(wait=True)
+        await self.collector.after_deletion(wait=True, asked=False)
 
     async def _undo_and_say(self, ctx: Context, request: PullImage) -> None:
         try:
@@ -263,5 +263,5 @@ class _Pull:
             ctx.answer(tx, image)
         self._progress.done()
         if old is not None and old.target.digest != target.digest:
-            await pulls.collector.after_deletion(wait=True)
+            await pulls.collector.after_deletion(wait=True, asked=False)
         return image
