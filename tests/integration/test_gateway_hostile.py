@@ -11,18 +11,31 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
 from shoal_gateway.proto.containerd.events.image_pb2 import ImageCreate
 from shoal_gateway.proto.containerd.events.snapshot_pb2 import SnapshotPrepare
+from shoal_gateway.proto.containerd.services.containers.v1 import containers_pb2 as containers
+from shoal_gateway.proto.containerd.services.content.v1 import content_pb2 as content
 from shoal_gateway.proto.containerd.services.events.v1.events_pb2 import PublishRequest
 from shoal_gateway.proto.containerd.services.images.v1 import images_pb2 as images
 from shoal_gateway.proto.containerd.services.snapshots.v1 import snapshots_pb2 as snapshots
+from shoal_gateway.proto.containerd.types.descriptor_pb2 import Descriptor
 from shoal_gateway.server import SERVICERS
 
 from tests.support import bundle, containerd
 from tests.support.gateway import refusal, rpc, until
-from tests.support.gateway_tasks import EVENTS, SLEEPS, GatewayNode, gateway_node
+from tests.support.gateway_tasks import (
+    CONTAINERS,
+    EVENTS,
+    RUNC_V2,
+    SLEEPS,
+    SPEC,
+    GatewayNode,
+    document,
+    gateway_node,
+)
 from tests.support.hostile import PENDING, outcomes, tries
-from tests.support.hostile_bases import CONTAINER, SERVICES, bases, furnish, packed, target
+from tests.support.hostile_bases import ACTIVE, CONTAINER, DIGEST, IMAGE, SERVICES, bases, furnish, packed, target
 
 Outcomes = dict[str, tuple[str, str]]
 
@@ -96,6 +109,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayNode]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def real() -> Iterator[containerd.Containerd]:
+    """Debian's."""
+    with containerd.running() as made:
+        yield made
+
+
 @pytest.fixture
 async def channel(gateway: GatewayNode) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(f"unix:{gateway.socket}") as opened:
@@ -161,15 +181,14 @@ def test_none_of_it_is_an_error_of_a_service(gateway: GatewayNode, told: Outcome
 
 
 async def test_the_answers_are_containerds_but_where_they_differ_on_purpose(
-    gateway: GatewayNode, told: Outcomes
+    gateway: GatewayNode, told: Outcomes, real: containerd.Containerd
 ) -> None:
     of_its_time = [one for one in services() if not any(f".{name}." in one.full_name for name in SINCE_1_7)]
-    with containerd.running() as real:
-        async with grpc.aio.insecure_channel(f"unix:{real.socket}") as opened:
-            try:
-                theirs = await ask(opened, gateway, "theirs", of_its_time)
-            finally:
-                real.ctr("-n", gateway.namespace, "tasks", "rm", "-f", CONTAINER)
+    async with grpc.aio.insecure_channel(f"unix:{real.socket}") as opened:
+        try:
+            theirs = await ask(opened, gateway, "theirs", of_its_time)
+        finally:
+            real.ctr("-n", gateway.namespace, "tasks", "rm", "-f", CONTAINER)
     assert len(theirs) > 1500
     unlike = {
         f"{name}: {told[name]}, theirs {answer}"
@@ -191,6 +210,129 @@ def reasons(name: str, ours: str, theirs: str) -> list[str]:
         and re.fullmatch(one.theirs, theirs)
         and re.fullmatch(one.what, name)
     ]
+
+
+# --------------------------------------------------------------------------------------------------- masks of updates
+
+
+def updates() -> list[tuple[str, type[Message], type[Message], Message, list[str]]]:
+    """Every Update: its method, its request and reply, what it is asked with, and the paths that are tried."""
+    labels = {"a": "1", "b": "", "new": "3"}
+    maps = ["labels", "labels.a", "labels.b", "labels.new", "labels.not", "Labels.a", "label"]
+    changed = bundle.spec(["false"])
+    return [
+        (
+            "containers.v1.Containers/Update", containers.UpdateContainerRequest, containers.UpdateContainerResponse,
+            containers.UpdateContainerRequest(
+                container=containers.Container(
+                    id="masked", image="new", labels=labels, spec=document(SPEC, changed), runtime={"name": RUNC_V2},
+                    snapshot_key="new", extensions={"x": packed(target)},
+                )
+            ),
+            [*maps, "image", "spec", "extensions", "extensions.x", "extensions", "snapshotkey",
+             "snapshot_key", "snapshotter", "runtime", "runtime.name", "id", "created_at"],
+        ),
+        (
+            "content.v1.Content/Update", content.UpdateRequest, content.UpdateResponse,
+            content.UpdateRequest(info=content.Info(digest=DIGEST, labels=labels, size=1)),
+            [*maps, "size", "digest", "created_at"],
+        ),
+        (
+            "images.v1.Images/Update", images.UpdateImageRequest, images.UpdateImageResponse,
+            images.UpdateImageRequest(
+                image=images.Image(
+                    name=IMAGE, labels=labels,
+                    target=Descriptor(media_type="x/new", digest=DIGEST, size=7, annotations={"n": "1"}),
+                )
+            ),
+            [*maps, "target", "name", "target.size", "created_at"],
+        ),
+        (
+            "snapshots.v1.Snapshots/Update", snapshots.UpdateSnapshotRequest, snapshots.UpdateSnapshotResponse,
+            snapshots.UpdateSnapshotRequest(
+                snapshotter="overlayfs", info=snapshots.Info(name=ACTIVE, labels=labels, parent="new")
+            ),
+            [*maps, "parent", "kind", "name"],
+        ),
+    ]  # fmt: skip
+
+
+async def masked(channel: grpc.aio.Channel, namespace: str) -> dict[str, str]:
+    """What each path, none, and two at once make of a record, one after another: the reply without its times."""
+    metadata = (("containerd-namespace", namespace),)
+    record = containers.Container(id="masked", runtime={"name": RUNC_V2}, spec=document(SPEC, bundle.spec(["true"])))
+    record.spec.value = b"{}"
+    made = containers.CreateContainerRequest(container=record)
+    await rpc(channel, f"/{SERVICES}.containers.v1.Containers/Create", made, metadata=metadata)
+    found: dict[str, str] = {}
+    for method, kind, reply, request, paths in updates():
+        for mask in [[path] for path in paths] + [["labels.a", "nothing"], ["labels.new", "labels"], []]:
+            asked = kind()
+            asked.CopyFrom(request)
+            asked.update_mask.paths.extend(mask)  # type: ignore[attr-defined]
+            if method.startswith("containers"):
+                asked.container.spec.value = b'{"ociVersion": "1.0.0"}'  # type: ignore[attr-defined]
+            name = f"{method} {mask}"
+            try:
+                answer = await rpc(channel, f"/{SERVICES}.{method}", asked, reply=reply, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                found[name] = error.code().name
+                continue
+            [(_, told)] = answer.ListFields()
+            told.ClearField("created_at")
+            told.ClearField("updated_at")
+            found[name] = str(told)
+    return found
+
+
+async def test_every_path_of_a_mask_changes_what_it_changes_with_containerd(
+    gateway: GatewayNode, channel: grpc.aio.Channel, real: containerd.Containerd
+) -> None:
+    """On what the tests before this one have left, which is the same on both."""
+    async with grpc.aio.insecure_channel(f"unix:{real.socket}") as opened:
+        theirs = await masked(opened, gateway.namespace)
+    ours = await masked(channel, gateway.namespace)
+    assert len(theirs) > 50
+    for name, answer in theirs.items():
+        assert ours[name] == answer or (answer == "UNKNOWN" and ours[name] == "INVALID_ARGUMENT"), name
+
+
+# ------------------------------------------------------------------------------------------------------------- sizes
+
+
+async def test_a_specification_larger_than_the_bus_carries_is_refused_and_says_why(gateway: GatewayNode) -> None:
+    async with gateway.calls() as calls:
+        record = calls.container("large")
+        record.spec.value = b'{"annotations": {"x": "' + b"x" * (2 << 20) + b'"}}'
+        request = containers.CreateContainerRequest(container=record)
+        code, sentence = await calls.refused(f"{CONTAINERS}/Create", request)
+        assert (code, "max_payload" in sentence) == ("RESOURCE_EXHAUSTED", True)
+        assert (await calls.refused(f"{CONTAINERS}/Get", containers.GetContainerRequest(id="large")))[0] == "NOT_FOUND"
+
+
+async def test_a_list_is_as_large_as_it_is(gateway: GatewayNode) -> None:
+    """Whatever one message of the bus carries; and by the stream, whatever a client takes at once."""
+    options = [("grpc.max_receive_message_length", 64 << 20)]
+    async with gateway.calls() as calls:
+        spec = b'{"annotations": {"x": "' + b"x" * (900 << 10) + b'"}}'
+        ids = [f"many-{number:02}" for number in range(24)]
+        for id in ids:
+            record = calls.container(id)
+            record.spec.value = spec
+            await calls.make_of(record)
+        wanted = containers.ListContainersRequest(filters=["id~=^many-"]).SerializeToString()
+        async with grpc.aio.insecure_channel(f"unix:{gateway.socket}", options=options) as wide:
+            data = await wide.unary_unary(f"{CONTAINERS}/List")(wanted, metadata=calls.metadata, timeout=20)
+        assert len(data) > 20 << 20
+        told = containers.ListContainersResponse.FromString(data).containers
+        assert [(one.id, one.spec.value == spec) for one in told] == [(id, True) for id in ids]
+        streamed = [
+            containers.ListContainerMessage.FromString(one).container.id
+            async for one in calls.channel.unary_stream(f"{CONTAINERS}/ListStream")(wanted, metadata=calls.metadata)
+        ]
+        assert streamed == ids
+        for id in ids:
+            await calls.ask(f"{CONTAINERS}/Delete", containers.DeleteContainerRequest(id=id))
 
 
 # ------------------------------------------------------------------------------------------ one at a time, and closely

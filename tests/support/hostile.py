@@ -6,7 +6,8 @@ Walks protobuf's own descriptors, so that a method or a field that is added is t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,22 +172,33 @@ async def outcomes(channel: grpc.aio.Channel, wanted: Sequence[Try]) -> dict[Try
 async def outcome(channel: grpc.aio.Channel, one: Try) -> tuple[str, str]:
     """How a call ends: its code's name, and its sentence. `PENDING` for one that goes on."""
     patience = _SUBSCRIBED_SECONDS if one.method.endswith("/Subscribe") else _PATIENCE_SECONDS
+    if one.requests_stream:
+        return await _streamed(channel, one, patience)
     try:
-        if one.requests_stream:
-            both = channel.stream_stream(one.method)(_once(one.data), metadata=one.metadata, timeout=patience)
-            async for _ in both:
-                pass
-        elif one.replies_stream:
+        if one.replies_stream:
             stream = channel.unary_stream(one.method)(one.data, metadata=one.metadata, timeout=patience)
             async for _ in stream:
                 pass
         else:
             await channel.unary_unary(one.method)(one.data, metadata=one.metadata, timeout=patience)
     except grpc.aio.AioRpcError as error:
-        code = error.code().name
-        return (PENDING if code == "DEADLINE_EXCEEDED" else code), error.details() or ""
+        return _told(error.code(), error.details())
     return "OK", ""
 
 
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+async def _streamed(channel: grpc.aio.Channel, one: Try, patience: float) -> tuple[str, str]:
+    """Of a call that is refused before it is written to, grpc.aio may know no more than that it can't be."""
+    while True:
+        call = channel.stream_stream(one.method)(metadata=one.metadata, timeout=patience)
+        with suppress(grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
+            await call.write(one.data)
+            await call.done_writing()
+            while await call.read() is not grpc.aio.EOF:
+                pass
+        told = _told(await call.code(), await call.details())
+        if told != ("INTERNAL", "Internal error from Core"):
+            return told
+
+
+def _told(code: grpc.StatusCode, details: str | None) -> tuple[str, str]:
+    return (PENDING if code is grpc.StatusCode.DEADLINE_EXCEEDED else code.name), details or ""

@@ -210,6 +210,8 @@ def _updated(record: api.Container, request: api.UpdateContainer) -> api.Contain
             raise InvalidArgument(
                 f"fields: {field!r} can't be changed", hint=f"one of {', '.join(given)}, labels.<key>, extensions.<key>"
             )
+    if change.get("snapshot_key") and not record.snapshotter:
+        raise InvalidArgument(f"container {record.id}: a snapshot_key needs a snapshotter, and it has none")
     return record.model_copy(update=change)
 
 
