@@ -1,4 +1,4 @@
-"""Images, leases, snapshots, layers and mounts through the gateway: masks, codes, and what is collected when."""
+"""Images, leases, snapshots and layers through the gateway: masks, codes, and what is collected when."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from shoal_gateway.proto.containerd.services.content.v1 import content_pb2 as co
 from shoal_gateway.proto.containerd.services.diff.v1 import diff_pb2 as diff
 from shoal_gateway.proto.containerd.services.images.v1 import images_pb2 as pb
 from shoal_gateway.proto.containerd.services.leases.v1 import leases_pb2 as leases
-from shoal_gateway.proto.containerd.services.mounts.v1 import mounts_pb2 as mounts
 from shoal_gateway.proto.containerd.services.snapshots.v1 import snapshots_pb2 as snapshots
 from shoal_gateway.proto.containerd.types.descriptor_pb2 import Descriptor
 from shoal_gateway.proto.containerd.types.mount_pb2 import Mount
@@ -34,7 +33,6 @@ CONTENT = "/containerd.services.content.v1.Content"
 DIFF = "/containerd.services.diff.v1.Diff"
 IMAGES = "/containerd.services.images.v1.Images"
 LEASES = "/containerd.services.leases.v1.Leases"
-MOUNTS = "/containerd.services.mounts.v1.Mounts"
 SNAPSHOTS = "/containerd.services.snapshots.v1.Snapshots"
 IN = (("containerd-namespace", "default"),)
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -471,24 +469,3 @@ async def test_a_client_that_goes_away_has_its_layer_undone(channel: grpc.aio.Ch
     assert len(list(root.iterdir())) == 20_000
     await remove(channel, "left")
     await call(channel, f"{CONTENT}/Delete", content.DeleteContentRequest(digest=blob.digest))
-
-
-# ----------------------------------------------------------------------------------------------------------- mounts
-
-
-async def test_mounts_have_nothing_to_activate(channel: grpc.aio.Channel) -> None:
-    plain = await prepare(channel, "plain")
-    for request, code in (
-        (mounts.ActivateRequest(name="one", mounts=plain), "UNIMPLEMENTED"),
-        (mounts.ActivateRequest(name="one", mounts=plain, temporary=True), "UNIMPLEMENTED"),
-        (mounts.ActivateRequest(name="one", mounts=[Mount(type="format/overlay")]), "UNIMPLEMENTED"),
-        (mounts.ActivateRequest(mounts=plain), "INVALID_ARGUMENT"),
-    ):
-        assert (await refused(channel, f"{MOUNTS}/Activate", request))[0] == code
-    for method, request in (
-        ("Info", mounts.InfoRequest(name="one")), ("Deactivate", mounts.DeactivateRequest(name="one"))
-    ):  # fmt: skip
-        assert await refused(channel, f"{MOUNTS}/{method}", request) == ("NOT_FOUND", 'mount "one": not found')
-    stream = channel.unary_stream(f"{MOUNTS}/List")(mounts.ListRequest().SerializeToString(), metadata=IN)
-    assert [data async for data in stream] == []
-    await remove(channel, "plain")
