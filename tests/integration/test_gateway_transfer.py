@@ -293,26 +293,6 @@ async def test_an_import_by_a_prefix_and_an_export_of_what_came(
     assert list((node.state / ARCHIVES).iterdir()) == []
 
 
-async def test_a_prefix_leaves_out_other_names_and_may_name_by_digest(client: TransferClient, bus: Client) -> None:
-    built, other = image("prefixed"), image("left out")
-    archive = tar(layout({"v1": built, "registry.example/other:v3": other}))
-    base = ImageReference(name="registry.example/base", is_prefix=True, add_digest=True)
-
-    async def load(target: ImageStore) -> None:
-        async with client.stream() as stream:
-            sending = asyncio.ensure_future(stream.send_bytes(archive))
-            await client.transfer(ImageImportStream(stream=stream.name), target)
-            await asyncio.wait_for(sending, 20)
-
-    await load(ImageStore(platforms=[AMD64], extra_references=[base]))
-    named, digested = "registry.example/base:v1", f"registry.example/base@{built.digest}"
-    assert await images(bus) == {named: built.digest, digested: built.digest}
-    await bus.call(content.IMAGE_DELETE, content.DeleteImage(name=digested))
-    base.skip_named_digest = True
-    await load(ImageStore(platforms=[AMD64], extra_references=[base]))
-    assert await images(bus) == {named: built.digest}
-
-
 async def test_an_archive_that_breaks_off_leaves_nothing(node: TestNode, client: TransferClient, bus: Client) -> None:
     archive = tar(layout({"registry.example/a:v1": image("broken off")}))
     async with client.stream() as stream:

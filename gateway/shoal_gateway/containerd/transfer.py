@@ -22,7 +22,7 @@ from shoal_bus.errors import InvalidArgument, Unimplemented
 from shoal_gateway import archives
 from shoal_gateway.call import Call
 from shoal_gateway.proto.containerd.services.transfer.v1 import transfer_pb2 as pb
-from shoal_gateway.proto.containerd.types.transfer.imagestore_pb2 import ImageReference, ImageStore
+from shoal_gateway.proto.containerd.types.transfer.imagestore_pb2 import ImageStore
 from shoal_gateway.proto.containerd.types.transfer.importexport_pb2 import ImageExportStream, ImageImportStream
 from shoal_gateway.proto.containerd.types.transfer.registry_pb2 import DISABLED, OCIRegistry
 from shoal_gateway.rpc import Servicer
@@ -135,28 +135,15 @@ class Transfer(Servicer):
     async def _import(
         self, call: Call, source: ImageImportStream, target: ImageStore, told: Told, stream: Callable[[str], Stream]
     ) -> None:
-        if source.force_compress:
-            raise Unimplemented("force_compress: layers are stored as the archive has them")
-        if target.name:
-            raise Unimplemented(f"image {target.name}: the index of an archive can't be stored by a name of its own")
-        prefix = _prefix(target)
-        platform, all_platforms = image_store.platforms_of(target.platforms)
-        unpacks = await image_store.unpacking(call, target, self._snapshotter)
+        wanted = await image_store.archive(call, target, self._snapshotter)
         bytes_of = stream(source.stream)
         told.say("Importing")
         with archives.entry(self._state) as entry:
-            wanted = content.ImportImages(
-                archive=entry.name, base_name=prefix.name, other_names=prefix.allow_overwrite,
-                digests=prefix.add_digest, skip_named_digests=prefix.skip_named_digest,
-                platform=platform or (unpacks[0][0] if unpacks else ""), all_platforms=all_platforms,
-                snapshotter=unpacks[0][1] if unpacks else "", labels=dict(target.labels),
-            )  # fmt: skip
+            request = content.ImportImages(
+                archive=entry.name, labels=dict(target.labels), compress=source.force_compress, store=wanted
+            )
             async with aclosing(received(bytes_of)) as chunks:
-                imported = await archives.beside(call.operate(content.IMAGE_IMPORT, wanted), entry.feed(chunks))
-        for number, (other, elsewhere) in enumerate(unpacks[1:]):
-            for image in imported.images:
-                again = content.UnpackImage(name=image.name, platform=other, snapshotter=elsewhere)
-                await call.operate(content.IMAGE_UNPACK, again, step=f"unpack.{number}.{image.name[:64]}")
+                imported = await archives.beside(call.operate(content.IMAGE_IMPORT, request), entry.feed(chunks))
         for image in imported.images:
             told.say("saved", image.name, image.target)
         told.say("Completed import")
@@ -221,11 +208,3 @@ def _registry(end: OCIRegistry, stream: Callable[[str], Stream]) -> Any:
     if resolver.http_debug != DISABLED and resolver.logs_stream:
         stream(resolver.logs_stream)  # closed with nothing on it: requests aren't logged
     return registry(end, stream(resolver.auth_stream) if resolver.auth_stream else None)
-
-
-def _prefix(target: ImageStore) -> ImageReference:
-    """The one prefix by which images of an archive are named; none is what the archive itself has for names."""
-    prefixes = [one for one in target.extra_references if one.is_prefix]
-    if len(prefixes) > 1 or len(prefixes) < len(target.extra_references):
-        raise Unimplemented("images of an archive are named by one prefix")
-    return prefixes[0] if prefixes else ImageReference()

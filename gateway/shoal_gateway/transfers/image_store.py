@@ -41,6 +41,28 @@ async def unpacking(call: Call, end: ImageStore, default: str) -> list[tuple[str
     return wanted
 
 
+async def archive(call: Call, end: ImageStore, default: str) -> content.StoreArchive:
+    """How an archive is stored there."""
+    unpacks = await unpacking(call, end, default)
+    return content.StoreArchive(
+        index_name=end.name,
+        index_names=[one.name for one in end.extra_references if not one.is_prefix],
+        prefixes=[
+            content.NamePrefix(
+                name=one.name, allow_overwrite=one.allow_overwrite, add_digest=one.add_digest,
+                skip_named_digest=one.skip_named_digest,
+            )
+            for one in end.extra_references
+            if one.is_prefix
+        ],
+        further_labels=further_labels(end),
+        platforms=[platform_text(one) for one in end.platforms],
+        all_metadata=end.all_metadata,
+        manifest_limit=end.manifest_limit,
+        unpacks=[content.UnpackPlatform(platform=platform, snapshotter=name) for platform, name in unpacks],
+    )  # fmt: skip
+
+
 def further_names(end: ImageStore, target: Descriptor) -> list[str]:
     """The names besides its own that what isn't named by annotations gets."""
     return [

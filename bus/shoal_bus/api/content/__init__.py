@@ -11,6 +11,9 @@ from shoal_bus.api.content.archives import (
     ExportImages,
     ImportedImages,
     ImportImages,
+    NamePrefix,
+    StoreArchive,
+    UnpackPlatform,
 )
 from shoal_bus.api.content.blobs import (
     BLOB_CLAIM,
@@ -264,6 +267,7 @@ __all__ = [
     "ListLeases",
     "ListNamespaces",
     "ListReferrers",
+    "NamePrefix",
     "Namespace",
     "NamespaceDeleted",
     "NamespaceEvent",
@@ -288,8 +292,10 @@ __all__ = [
     "ScrubProgress",
     "ScrubReport",
     "SnapshotterUsage",
+    "StoreArchive",
     "TagImage",
     "UnpackImage",
+    "UnpackPlatform",
     "UnpackProgress",
     "UnpackedImage",
     "UpdateBlob",

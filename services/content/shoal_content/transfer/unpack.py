@@ -51,7 +51,7 @@ class Unpacker:
                     diff_id=diff_ids[at],
                 )
                 try:
-                    await self._have_unpacked(ctx, f"{nonce}.{chain_id[-16:]}", snapshotter, request)
+                    await self._have_unpacked(ctx, f"{nonce}.{snapshotter}.{chain_id[-16:]}", snapshotter, request)
                 except Cancelled:
                     raise
                 except ShoalError as error:
