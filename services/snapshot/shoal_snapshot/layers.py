@@ -219,7 +219,7 @@ class Layers:
                 self._records.require_whole_layers(snapshot, ctx.id)  # another may have begun meanwhile
                 tx.execute("INSERT OR IGNORE INTO unfinished VALUES (?, ?)", (snapshot.id, ctx.id))
         try:
-            done = await self._extract(ctx, request, job)
+            done = await self._extract(ctx, request, replace(job, over=not empty))
             if request.sync:
                 await in_thread(syncfs, str(root))
             with self._db.write() as tx:

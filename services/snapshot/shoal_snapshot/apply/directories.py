@@ -69,8 +69,9 @@ class Directories:
 
     def __init__(self, root: str, lowers: Sequence[str] = (), *, detached: bool = False) -> None:
         self._root_fd = os.open(root, _FLAGS)
+        self._lowers = tuple(os.fsencode(lower) for lower in lowers)
         opaque = overlay.is_opaque(self._root_fd)
-        below = () if opaque else tuple(os.fsencode(lower) for lower in lowers)
+        below = () if opaque else self._lowers
         inherits = bool(os.fstat(self._root_fd).st_mode & stat.S_ISGID)
         self.root = Directory(b"", below, inherits, uncertain=detached and not opaque)
         self._known: dict[bytes, Directory] = {b"": self.root}
@@ -194,11 +195,26 @@ class Directories:
 
     def hide(self, directory: Directory) -> None:
         """Makes a directory opaque: nothing below shows through it."""
-        if not (self.root.below or self.root.uncertain or directory.below or directory.uncertain):
+        if not (self._lowers or self.root.uncertain or directory.uncertain):
             return
+        if not directory.path:
+            self._hide_below_root()
         overlay.make_opaque(self.fd(directory))
         self.forget()  # what is below it has changed for all that lies in it
         directory.below, directory.uncertain = (), False
+
+    def _hide_below_root(self) -> None:
+        """The kernel doesn't look whether a root is opaque: what lies below is hidden name by name."""
+        if self.root.uncertain:
+            raise NeedsParent
+        for name in sorted({name for lower in self._lowers for name in os.listdir(lower)}):  # noqa: PTH208 (bytes)
+            if overlay.look_below(self._lowers, name) is None:
+                continue
+            try:
+                overlay.whiteout(name, self._root_fd)
+            except FileExistsError:
+                if stat.S_ISDIR(os.stat(name, dir_fd=self._root_fd, follow_symlinks=False).st_mode):
+                    self.hide(self.enter(self.root, name, fresh=False))
 
     def forget(self) -> None:
         """Forgets what is known of paths: a directory or a link has been replaced."""

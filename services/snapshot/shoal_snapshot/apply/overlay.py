@@ -57,6 +57,14 @@ def whiteout(name: bytes, dir_fd: int) -> None:
     os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
 
 
+def hides(name: bytes, dir_fd: int) -> bool:
+    """Whether `name` is marked as removed already."""
+    try:
+        return is_whiteout(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
 def look_below(directories: Sequence[bytes], name: bytes) -> Below | None:
     """What `name` is in a directory that is merged of `directories`, the highest first; None if it isn't there.
 

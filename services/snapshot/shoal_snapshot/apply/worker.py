@@ -52,6 +52,8 @@ class Job:
     """The blob is still being written, and verified by whoever writes it."""
     whole: bool = False
     """What lies below is in `root` already: what the layer takes away is removed there."""
+    over: bool = False
+    """Another layer is in `root` already, on those below: it is taken away from that, and hidden of these."""
 
     @property
     def blob(self) -> Blob:
@@ -104,7 +106,9 @@ def apply(job: Job, output: _Output) -> Done:
         reporter = threading.Thread(target=report, name="progress", daemon=True)
         reporter.start()
         try:
-            extracted = extract(TarReader(layer.chunks()), job.root, job.lowers, detached=job.detached, whole=job.whole)
+            extracted = extract(
+                TarReader(layer.chunks()), job.root, job.lowers, detached=job.detached, filled=job.whole or job.over
+            )
             layer.verify(job.diff_id)
         finally:
             stop.set()
