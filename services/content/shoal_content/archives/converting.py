@@ -53,6 +53,7 @@ class Conversions:
         if request.compression is None and not request.oci:
             raise InvalidArgument("nothing to convert", hint="give a compression, or oci")
         tools = self._tools
+        await tools.unpacker.require(ctx, request.snapshotter)
         async with tools.begun(ctx) as nonce:
             source = tools.images.record(ctx.namespace, request.source)
             selection = select(

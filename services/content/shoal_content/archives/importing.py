@@ -28,6 +28,7 @@ class Imports:
     async def run(self, ctx: Context, request: ImportImages) -> ImportedImages:
         """Takes the images of an archive, verifies and unpacks them."""
         planning = Planning(request)
+        await self._tools.unpacker.require(ctx, *planning.snapshotters)
         async with self._tools.begun(ctx) as nonce:
             place = archive_place(self._tools.archives, request.archive)
             if ctx.resumed and _is_stream(place):

@@ -52,6 +52,11 @@ class Planning:
         base = reference.parse(request.base_name) if request.base_name else None
         self._names = Names(base, digests=request.digests, date=time.strftime("%Y-%m-%d", time.gmtime()))
 
+    @property
+    def snapshotters(self) -> list[str]:
+        """Where anything is unpacked to."""
+        return [one.snapshotter for one in self._store.unpacks] if self._store else [self._request.snapshotter]
+
     def read(self, archive: Archive) -> Callable[[Source], Plan]:
         """What is in an archive; what of it is wanted can be asked then: what it leaves out may be in that source.
 

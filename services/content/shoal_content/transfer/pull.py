@@ -35,6 +35,7 @@ from shoal_content.transfer.beyond import Beyond
 from shoal_content.transfer.fetch import Fetcher
 from shoal_content.transfer.holds import Holds
 from shoal_content.transfer.progress import Progress
+from shoal_content.transfer.snapshotters import Snapshotters
 
 _UNPACK_TRIES = 5
 
@@ -52,8 +53,9 @@ class Pulls:
         following: Following,
         collector: Collector,
         registries: Registries,
+        snapshotters: Snapshotters,
     ) -> None:
-        self.registries = registries
+        self.registries, self.snapshotters = registries, snapshotters
         self.db, self.store, self.images, self.holds = database, store, images, holds
         self.fetcher, self.following, self.collector = fetcher, following, collector
 
@@ -61,6 +63,7 @@ class Pulls:
         """Fetches an image, verifies and unpacks it."""
         wanted = reference.parse(request.name)
         platforms.wanted(request.platform)  # one that can't be read is refused before anything is asked for
+        await self.snapshotters.require(ctx, request.snapshotter)
         progress = Progress(str(wanted), ctx.progress)
         resolver = self.registries.resolver(
             wanted, plain_http=request.plain_http, sealed=request.credential, waiting=progress.waiting
