@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyProto
 from google.protobuf.empty_pb2 import Empty
@@ -29,7 +28,7 @@ from shoal_gateway.rpc import Servicer
 from shoal_gateway.streams import Sender, Stream, Streams, received
 from shoal_gateway.transfers import image_store
 from shoal_gateway.transfers.progress import Told
-from shoal_gateway.transfers.registry import registry
+from shoal_gateway.transfers.registry import Registry, registry
 from shoal_gateway.typeurls import message_of
 
 _ENDS: tuple[type[Message], ...] = (OCIRegistry, ImageStore, ImageImportStream, ImageExportStream)
@@ -85,18 +84,15 @@ class Transfer(Servicer):
         name = target.name or str(image_reference.parse(source.reference))
         told.say(f"Pulling from {origin}")
         told.say("fetching image content", name)
-        image = await call.operate(
-            content.IMAGE_PULL,
-            content.PullImage(
+        async with origin.access(call, self._state) as access:
+            wanted = content.PullImage(
                 name=source.reference, save_as=target.name, platform=platform or first_platform,
-                all_platforms=all_platforms, snapshotter=snapshotter, plain_http=origin.plain_http,
-                credential=await origin.credential(call), labels=dict(target.labels),
-            ),
-            on_progress=partial(told.pulled, name),
-        )  # fmt: skip
+                all_platforms=all_platforms, snapshotter=snapshotter, labels=dict(target.labels), **access.model_dump(),
+            )  # fmt: skip
+            image = await call.operate(content.IMAGE_PULL, wanted, on_progress=partial(told.pulled, name))
         for number, (other, elsewhere) in enumerate(unpacks[1:]):
-            wanted = content.UnpackImage(name=image.name, platform=other, snapshotter=elsewhere)
-            await call.operate(content.IMAGE_UNPACK, wanted, step=f"unpack.{number}")
+            further = content.UnpackImage(name=image.name, platform=other, snapshotter=elsewhere)
+            await call.operate(content.IMAGE_UNPACK, further, step=f"unpack.{number}")
         await told.finished(call, image.name, platform or first_platform, "extracted" if unpacks else "complete")
         told.say("saved", image.name, image.target)
         await self._name(call, target, image, told)
@@ -110,14 +106,12 @@ class Transfer(Servicer):
         platform, all_platforms = image_store.platforms_of(source.platforms)
         told.say(f"Pushing to {destination}")
         told.say("pushing content", image.name, image.target)
-        pushed = await call.operate(
-            content.IMAGE_PUSH,
-            content.PushImage(
+        async with destination.access(call, self._state) as access:
+            wanted = content.PushImage(
                 name=image.name, destination=target.reference, platform=platform, all_platforms=all_platforms,
-                plain_http=destination.plain_http, credential=await destination.credential(call),
-            ),
-            on_progress=partial(told.pushed, image.name),
-        )  # fmt: skip
+                **access.model_dump(),
+            )  # fmt: skip
+            pushed = await call.operate(content.IMAGE_PUSH, wanted, on_progress=partial(told.pushed, image.name))
         await told.finished(call, image.name, platform, "complete")
         told.say("pushed content", image.name, pushed.target)
         told.say(f"Completed push to {destination}", target=pushed.target)
@@ -203,7 +197,7 @@ def _unimplemented(source: AnyProto, destination: AnyProto) -> Unimplemented:
     )
 
 
-def _registry(end: OCIRegistry, stream: Callable[[str], Stream]) -> Any:
+def _registry(end: OCIRegistry, stream: Callable[[str], Stream]) -> Registry:
     resolver = end.resolver
     if resolver.http_debug != DISABLED and resolver.logs_stream:
         stream(resolver.logs_stream)  # closed with nothing on it: requests aren't logged

@@ -71,7 +71,9 @@ async def setup(process: Process) -> None:
     holds = Holds(database, store, ingests, trees)
     fetcher = Fetcher(database, store, ingests, holds, process.locks)
     following = Following(database, layout)
-    registries = Registries(process.args.registry_config, process.root / "registry.key")
+    registries = Registries(
+        process.args.registry_config, process.root / "registry.key", process.node.state / api.REGISTRIES
+    )
     snapshotters = Snapshotters()
     pulls = Pulls(database, store, images, holds, fetcher, following, collector, registries, snapshotters)
     pushes = Pushes(database, store, images, holds, registries)

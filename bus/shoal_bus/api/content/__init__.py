@@ -127,10 +127,12 @@ from shoal_bus.api.content.push import (
 )
 from shoal_bus.api.content.registry import (
     REFERRER_LIST,
+    REGISTRIES,
     REGISTRY_KEY,
     KeyRequest,
     ListReferrers,
     Referrer,
+    RegistryAccess,
     RegistryCredential,
     RegistryKey,
     seal_credential,
@@ -220,6 +222,7 @@ __all__ = [
     "NAMESPACE_UPDATE",
     "NODE_GC",
     "REFERRER_LIST",
+    "REGISTRIES",
     "REGISTRY_KEY",
     "AdvanceIngest",
     "ArchiveProgress",
@@ -281,6 +284,7 @@ __all__ = [
     "PushedImage",
     "ReadBlob",
     "Referrer",
+    "RegistryAccess",
     "RegistryCredential",
     "RegistryKey",
     "ReleaseIngest",

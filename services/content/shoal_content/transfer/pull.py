@@ -65,9 +65,7 @@ class Pulls:
         platforms.wanted(request.platform)  # one that can't be read is refused before anything is asked for
         await self.snapshotters.require(ctx, request.snapshotter)
         progress = Progress(str(wanted), ctx.progress)
-        resolver = self.registries.resolver(
-            wanted, plain_http=request.plain_http, sealed=request.credential, waiting=progress.waiting
-        )
+        resolver = self.registries.resolver(wanted, request, waiting=progress.waiting)
         nonce = self.holds.begin(ctx.id, ctx.namespace, request.save_as or str(wanted), ctx.lease)
         try:
             async with resolver:
