@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import io
 import json
+import subprocess
+import tarfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +27,7 @@ from shoal_gateway.proto.containerd.types.transfer.imagestore_pb2 import (
     ImageStore,
     UnpackConfiguration,
 )
-from shoal_gateway.proto.containerd.types.transfer.importexport_pb2 import ImageImportStream
+from shoal_gateway.proto.containerd.types.transfer.importexport_pb2 import ImageExportStream, ImageImportStream
 from shoal_gateway.proto.containerd.types.transfer.progress_pb2 import Progress
 
 from tests.support.archives import blob, docker, layout, tar
@@ -312,6 +315,96 @@ async def test_plain_layers_are_compressed_when_that_is_asked_for(client: Transf
     oci = built("layout")
     await stored(client, tar(layout({"v1": oci})), ImageStore(extra_references=[prefix("oci")]), force_compress=True)
     assert (await images(bus))["oci:v1"].digest == oci.digest
+
+
+# --------------------------------------------------------------------------------------------------------- exports
+
+
+async def exported(client: TransferClient, source: ImageStore, **target: Any) -> dict[str, bytes]:
+    """The members of an archive, and the archive itself by no name."""
+    async with client.stream() as stream:
+        receiving = asyncio.ensure_future(stream.receive_bytes())
+        await client.transfer(source, ImageExportStream(stream=stream.name, **target))
+        archive = await asyncio.wait_for(receiving, 20)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        found = {one.name: opened.extractfile(one).read() for one in opened if one.isreg()}  # type: ignore[union-attr]
+    return found | {"": archive}
+
+
+def digests(members: dict[str, bytes]) -> set[str]:
+    return {f"sha256:{name.removeprefix('blobs/sha256/')}" for name in members if name.startswith("blobs/")}
+
+
+async def test_an_export_has_what_its_options_say(client: TransferClient, bus: Client, tmp_path: Path) -> None:
+    here, there = built("here, out"), built("there, out", "arm64")
+    index = Image.index([here, there])
+    await stored(client, tar(layout({"v1": index})), ImageStore(extra_references=[prefix("registry.test/out")]))
+    source = ImageStore(name="registry.test/out:v1")
+
+    async def taken(**target: Any) -> dict[str, bytes]:
+        members = await exported(client, source, **target)
+        (entry,) = json.loads(members["index.json"])["manifests"]
+        assert entry["digest"] == index.digest, "an index stays what it is"
+        assert entry["annotations"] == {CONTAINERD_NAME: "registry.test/out:v1", REF_NAME: "v1"}
+        return members
+
+    own, other = {here.digest, *here.layers}, {there.digest, *there.layers}
+    members = await taken()
+    assert (digests(members) & (own | other), index.digest in digests(members)) == (own, True)
+    (docker_manifest,) = json.loads(members["manifest.json"])
+    assert docker_manifest["Layers"] == [f"blobs/sha256/{one.partition(':')[2]}" for one in here.layers]
+    members = await taken(platforms=[ARM64])
+    assert digests(members) & (own | other) == other
+    assert json.loads(members["manifest.json"])[0]["Layers"][0].endswith(there.layers[0].partition(":")[2])
+    for every in (
+        {"platforms": [AMD64, ARM64]},
+        {"all_platforms": True},
+        {"all_platforms": True, "platforms": [ARM64]},
+    ):
+        assert digests(await taken(**every)) & (own | other) == own | other
+    assert "manifest.json" not in await taken(skip_compatibility_manifest=True)
+    request = ImageExportStream(stream="s", platforms=[Platform(os="linux", architecture="s390x")])
+    async with client.stream("s"):
+        asked = TransferRequest(source=packed(source), destination=packed(request))
+        assert (await refusal(client.channel, TRANSFER, asked, metadata=client.metadata, timeout=30))[0] == "NOT_FOUND"
+
+    (tmp_path / "out.tar").write_bytes((await taken(all_platforms=True))[""])
+    assert copied(tmp_path, "copy", "--all") == index.digest
+    (tmp_path / "out.tar").write_bytes((await taken())[""])
+    assert copied(tmp_path, "--override-arch=amd64", "copy") == here.digest
+
+
+def copied(place: Path, *how: str) -> str:
+    """The digest of what skopeo has of an archive."""
+    command = ["skopeo", "--insecure-policy", *how, f"oci-archive:{place}/out.tar:v1", f"dir:{place}/copy"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return digest_of((place / "copy" / "manifest.json").read_bytes())
+
+
+async def test_what_may_not_be_distributed_stays_and_comes_back_without(client: TransferClient, bus: Client) -> None:
+    image = built("foreign")
+    document = json.loads(image.manifest)
+    foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+    document["layers"][0] |= {"mediaType": foreign, "urls": ["https://registry.invalid/x"]}
+    changed = Image(image.media_type, json.dumps(document).encode(), image.blobs, layers=image.layers)
+    await stored(client, tar(layout({"v1": changed})), ImageStore(extra_references=[prefix("out")]))
+    members = await exported(client, ImageStore(name="out:v1"), skip_non_distributable=True)
+    assert digests(members) & set(image.layers) == {image.layers[1]}
+    assert digests(await exported(client, ImageStore(name="out:v1"))) >= set(image.layers)
+    elsewhere = TransferClient(client.channel, "elsewhere")
+    await stored(elsewhere, members[""], ImageStore(extra_references=[prefix("out", overwrite=True)]))
+
+
+async def test_an_image_is_exported_whatever_it_is_called_and_made_of(client: TransferClient, bus: Client) -> None:
+    archive, _, (manifest_digest,) = annotated({REF_NAME: "v1"})
+    await stored(client, archive, ImageStore(extra_references=[prefix("a")]))
+    await client.transfer(ImageStore(name="a:v1"), ImageStore(name="my own name"))
+    source = ImageStore(name="a:v1", extra_references=[ImageReference(name="my own name")])
+    members = await exported(client, source)
+    entries = json.loads(members["index.json"])["manifests"]
+    assert {one["annotations"][CONTAINERD_NAME]: one["digest"] for one in entries} == {
+        "a:v1": manifest_digest, "my own name": manifest_digest,
+    }  # fmt: skip
 
 
 def test_nothing_failed_unexpectedly(node: TestNode) -> None:

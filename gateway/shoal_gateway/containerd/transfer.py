@@ -145,17 +145,14 @@ class Transfer(Servicer):
     async def _export(
         self, call: Call, source: ImageStore, target: ImageExportStream, told: Told, stream: Callable[[str], Stream]
     ) -> None:
-        if target.skip_compatibility_manifest:
-            raise Unimplemented("skip_compatibility_manifest: an archive can be read by `docker load`, too")
         names = await image_store.names_of(call, source)
-        platform, all_platforms = image_store.platforms_of(target.platforms)
-        if not target.platforms:
-            all_platforms = target.all_platforms
         sender = Sender(stream(target.stream))
         told.say("Exporting")
         with archives.entry(self._state) as entry:
             wanted = content.ExportImages(
-                names=names, archive=entry.name, platform=platform, all_platforms=all_platforms or target.all_platforms,
+                names=names, archive=entry.name, all_platforms=target.all_platforms, keep_index=True,
+                platforms=[image_store.platform_text(one) for one in target.platforms],
+                skip_docker_manifest=target.skip_compatibility_manifest,
                 skip_non_distributable=target.skip_non_distributable,
             )  # fmt: skip
             await archives.beside(call.operate(content.IMAGE_EXPORT, wanted), entry.drain(sender.write))

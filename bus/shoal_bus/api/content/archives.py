@@ -96,6 +96,12 @@ class ExportImages(Request):
     archive: str = _ENTRY
     platform: str = ""
     all_platforms: bool = False
+    platforms: list[str] = Field(default=[], max_length=1024)
+    """Exactly these, and what is for none; the first one that there is is what `docker load` takes."""
+    keep_index: bool = False
+    """An index stays what it is also where not all of its images come along; else one of them is exported alone."""
+    skip_docker_manifest: bool = False
+    """No `manifest.json`: `docker load` of old doesn't read the archive then."""
     skip_non_distributable: bool = False
     """Leave out layers that their own descriptors forbid to distribute; whoever reads the archive has to fetch them."""
 

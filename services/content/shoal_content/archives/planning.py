@@ -146,8 +146,7 @@ class _Storing:
     def _rank(self, descriptor: Descriptor) -> int:
         """Which of the platforms it is for; as many as there are for another one, or none."""
         told = descriptor.platform
-        own = platforms.normalise(told) if told is not None else None
-        ranks = (at for at, one in enumerate(self._platforms) if own is not None and _same(one, own))
+        ranks = (at for at, one in enumerate(self._platforms) if told is not None and platforms.same(told, one))
         return next(ranks, len(self._platforms))
 
     def _limited(self, led: list[Descriptor]) -> list[Descriptor]:
@@ -200,10 +199,6 @@ class _Storing:
             raise FailedPrecondition(
                 f"the archive's {descriptor.digest} has {size} bytes, its descriptor says {descriptor.size}"
             )
-
-
-def _same(one: Platform, other: Platform) -> bool:
-    return (one.os, one.architecture, one.variant) == (other.os, other.architecture, other.variant)
 
 
 class _Both:
