@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import os
-import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from shoal_bus.errors import DeadlineExceeded, InvalidArgument, Unauthenticated,
 from shoal_bus.sealing import seal
 
 from shoal_gateway.call import Call
+from shoal_gateway.places import place
 from shoal_gateway.proto.containerd.types.transfer.registry_pb2 import (
     CREDENTIALS,
     HEADER,
@@ -104,24 +103,9 @@ def _linked(state: Path, directory: str) -> Iterator[str]:
     if not directory:
         yield ""
         return
-    links = state / content.REGISTRIES
-    links.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _sweep(links)
-    link = links / f"{os.getpid()}-{secrets.token_hex(8)}"
-    link.symlink_to(directory)
-    try:
+    with place(state / content.REGISTRIES) as link:
+        link.symlink_to(directory)
         yield link.name
-    finally:
-        link.unlink(missing_ok=True)
-
-
-def _sweep(links: Path) -> None:
-    """Removes those of gateways that were killed."""
-    for link in links.iterdir():
-        pid = link.name.partition("-")[0]
-        if pid.isdecimal() and not Path("/proc", pid).exists():
-            with suppress(FileNotFoundError):
-                link.unlink()
 
 
 def _credential(domain: str, answer: AuthResponse) -> content.RegistryCredential | None:

@@ -198,23 +198,13 @@ class Directories:
         if not (self._lowers or self.root.uncertain or directory.uncertain):
             return
         if not directory.path:
-            self._hide_below_root()
+            if directory.uncertain:
+                raise NeedsParent
+            for name in overlay.hide_names(self._lowers, self._root_fd):
+                self.hide(self.enter(self.root, name, fresh=False))
         overlay.make_opaque(self.fd(directory))
         self.forget()  # what is below it has changed for all that lies in it
         directory.below, directory.uncertain = (), False
-
-    def _hide_below_root(self) -> None:
-        """The kernel doesn't look whether a root is opaque: what lies below is hidden name by name."""
-        if self.root.uncertain:
-            raise NeedsParent
-        for name in sorted({name for lower in self._lowers for name in os.listdir(lower)}):  # noqa: PTH208 (bytes)
-            if overlay.look_below(self._lowers, name) is None:
-                continue
-            try:
-                overlay.whiteout(name, self._root_fd)
-            except FileExistsError:
-                if stat.S_ISDIR(os.stat(name, dir_fd=self._root_fd, follow_symlinks=False).st_mode):
-                    self.hide(self.enter(self.root, name, fresh=False))
 
     def forget(self) -> None:
         """Forgets what is known of paths: a directory or a link has been replaced."""

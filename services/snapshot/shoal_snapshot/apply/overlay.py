@@ -87,3 +87,20 @@ def look_below(directories: Sequence[bytes], name: bytes) -> Below | None:
         if is_opaque(path):
             break
     return Below(first, tuple(found)) if first is not None else None
+
+
+def hide_names(lowers: Sequence[bytes], root_fd: int) -> list[bytes]:
+    """Hides all that layers below have in their roots, name by name: the kernel doesn't look whether a root is opaque.
+
+    What isn't done yet are the directories that the uppermost root has at such names, which are returned.
+    """
+    there: list[bytes] = []
+    for name in sorted({name for lower in lowers for name in os.listdir(lower)}):  # noqa: PTH208 (bytes)
+        if look_below(lowers, name) is None:
+            continue
+        try:
+            whiteout(name, root_fd)
+        except FileExistsError:
+            if stat.S_ISDIR(os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode):
+                there.append(name)
+    return there
