@@ -199,6 +199,29 @@ async def test_platforms_of_an_index(client: TransferClient, bus: Client, regist
     assert await unpacked(bus, "native") == 2
 
 
+async def test_a_pull_of_several_platforms_and_of_all_that_tells_of_the_others(
+    client: TransferClient, bus: Client, registry: Registry
+) -> None:
+    one, two, three = image("one"), image("two", "arm64", "v8"), image("three", "s390x")
+    reference = push(Image.index([one, two, three]), registry.host, "team/several", "v1")
+    configs = {json.loads(each.manifest)["config"]["digest"] for each in (one, two, three)}
+
+    async def pulled(**target: object) -> set[str]:
+        await client.transfer(OCIRegistry(reference=reference), ImageStore(name=reference, **target))  # type: ignore[arg-type]
+        return {each.digest for each in await bus.collect(content.BLOB_LIST, content.ListBlobs())}
+
+    some = Platform(os="linux", architecture="riscv64"), ARM64, AMD64
+    blobs = await pulled(platforms=some)
+    assert {*one.layers, *two.layers} <= blobs
+    assert not {three.digest, three.layers[0]} & blobs
+    await bus.call(content.IMAGE_DELETE, content.DeleteImage(name=reference, sync=True))
+    blobs = await pulled(platforms=[ARM64, AMD64], manifest_limit=1, all_metadata=True)
+    assert {*two.layers, one.digest, two.digest, three.digest, *configs} <= blobs
+    assert not {one.layers[0], three.layers[0]} & blobs
+    source = OCIRegistry(reference=reference)
+    assert await refused(client, source, ImageStore(name="x", manifest_limit=1)) == "UNIMPLEMENTED"
+
+
 async def test_a_push_goes_where_its_destination_says(client: TransferClient, bus: Client, registry: Registry) -> None:
     built = image("pushed")
     reference = push(built, registry.host, "team/source", "v1")

@@ -78,22 +78,29 @@ class Transfer(Servicer):
     ) -> None:
         origin = _registry(source, stream)
         told.say(f"Resolving from {origin}")
-        platform, all_platforms = image_store.platforms_of(target.platforms)
+        if target.manifest_limit and not target.platforms:
+            raise Unimplemented("manifest_limit: a pull needs the platforms that it is of")
+        several = [image_store.platform_text(one) for one in target.platforms]
+        several = several[: target.manifest_limit or None]
         unpacks = await image_store.unpacking(call, target, self._snapshotter)
-        first_platform, snapshotter = unpacks[0] if unpacks else (platform, "")
+        platform, snapshotter = unpacks[0] if unpacks else ("", "")
+        if len(several) == 1:
+            platform = several[0]
         name = target.name or str(image_reference.parse(source.reference))
         told.say(f"Pulling from {origin}")
         told.say("fetching image content", name)
         async with origin.access(call, self._state) as access:
             wanted = content.PullImage(
-                name=source.reference, save_as=target.name, platform=platform or first_platform,
-                all_platforms=all_platforms, snapshotter=snapshotter, labels=dict(target.labels), **access.model_dump(),
+                name=source.reference, save_as=target.name, labels=dict(target.labels), snapshotter=snapshotter,
+                platform=platform, platforms=several[1:] and several, all_platforms=not several,
+                all_metadata=target.all_metadata, **access.model_dump(),
             )  # fmt: skip
             image = await call.operate(content.IMAGE_PULL, wanted, on_progress=partial(told.pulled, name))
         for number, (other, elsewhere) in enumerate(unpacks[1:]):
             further = content.UnpackImage(name=image.name, platform=other, snapshotter=elsewhere)
             await call.operate(content.IMAGE_UNPACK, further, step=f"unpack.{number}")
-        await told.finished(call, image.name, platform or first_platform, "extracted" if unpacks else "complete")
+        shown = platform or next(iter(several), "")
+        await told.finished(call, image.name, shown, "extracted" if unpacks else "complete")
         told.say("saved", image.name, image.target)
         await self._name(call, target, image, told)
         told.say(f"Completed pull from {origin}")

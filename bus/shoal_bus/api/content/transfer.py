@@ -20,6 +20,10 @@ class PullImage(RegistryAccess):
     platform: str = ""
     all_platforms: bool = False
     """Also fetch what an index has for other platforms; unpacked is the one for `platform`, or for this node."""
+    platforms: list[str] = Field(default=[], max_length=1024)
+    """Also fetch what an index has for exactly these; without a `platform`, unpacked is the first one that there is."""
+    all_metadata: bool = False
+    """Also fetch an index's other manifests and their configurations, without layers."""
     snapshotter: str = "overlayfs"
     """Where the layers are unpacked to; empty only fetches."""
     labels: Labels = {}
