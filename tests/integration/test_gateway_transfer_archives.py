@@ -281,6 +281,21 @@ async def test_what_is_missing_is_told_and_nothing_is_left(client: TransferClien
     assert (await refused(client, b"", ImageStore(name="index", unpacks=unpacks)))[0] == "INVALID_ARGUMENT"
 
 
+async def test_indexes_that_name_one_another_many_times_take_no_time(client: TransferClient, bus: Client) -> None:
+    """Followed name by name, they would be 200^6 manifests."""
+    image = built("often")
+    members: list[tuple[tarfile.TarInfo, bytes]] = [blob(data, digest) for digest, (_, data) in image.blobs.items()]
+    media_type, data = image.media_type, image.manifest
+    for _ in range(6):
+        members.append(blob(data, digest_of(data)))
+        entry = {"mediaType": media_type, "digest": digest_of(data), "size": len(data)}
+        media_type, data = INDEX, json.dumps({"schemaVersion": 2, "manifests": [entry] * 200}).encode()
+    members += [file("index.json", data), file("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')]
+    unpacks = [UnpackConfiguration(platform=AMD64)]
+    await asyncio.wait_for(stored(client, tar(members), ImageStore(name="index", unpacks=unpacks)), 20)
+    assert (await images(bus))["index"].digest == digest_of(data)
+
+
 # ---------------------------------------------------------------------------------------------------------- Docker
 
 

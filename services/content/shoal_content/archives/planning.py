@@ -106,7 +106,9 @@ class _Storing:
         plan = Plan(images=stored(self._store, index, entries, self._request.labels))
         for image in plan.images:
             self._add(plan, image.target)
-        names = {digest: image.name for image in reversed(plan.images) for digest in self._below(image.target)}
+        names: dict[str, str] = {}
+        for image in plan.images:
+            self._name(names, image.target, image.name)
         for wanted in self._store.unpacks:
             matching = platforms.wanted(wanted.platform)
             for digest, (manifest, data) in self._manifests.items():
@@ -161,8 +163,12 @@ class _Storing:
             for one in self._led.get(target.digest, []):
                 self._add(plan, one)
 
-    def _below(self, target: Descriptor) -> list[str]:
-        return [target.digest, *(one for led in self._led.get(target.digest, []) for one in self._below(led))]
+    def _name(self, names: dict[str, str], target: Descriptor, name: str) -> None:
+        """Notes which image a blob is of, for messages: the first one that leads to it."""
+        if target.digest not in names:
+            names[target.digest] = name
+            for one in self._led.get(target.digest, []):
+                self._name(names, one, name)
 
     def _unpacking(
         self, name: str, snapshotter: str, wanted: list[Platform], manifest: Descriptor, data: bytes
