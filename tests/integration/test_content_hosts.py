@@ -435,6 +435,9 @@ async def test_another_directory_of_hosts_is_named_by_a_link_of_the_nodes_state_
         assert pulled.target.digest == image.digest
         referrers = content.ListReferrers(name=f"{NAME}/team/app:v1", hosts="mine")
         assert await client.collect(content.REFERRER_LIST, referrers) == []
+        for name in ("none", "mine"):
+            with pytest.raises(NotFound, match=f"request log {name}"):
+                await client.operate(content.IMAGE_PULL, request.model_copy(update={"hosts": "mine", "log": name}))
         with pytest.raises(InvalidArgument, match="plain HTTP and TLS"):
             await client.operate(content.IMAGE_PULL, request.model_copy(update={"plain_http": True, "tls": True}))
 

@@ -33,6 +33,7 @@ from shoal_gateway.proto.containerd.types.transfer.importexport_pb2 import Image
 from shoal_gateway.proto.containerd.types.transfer.registry_pb2 import (
     BOTH,
     CREDENTIALS,
+    DISABLED,
     HEADER,
     AuthRequest,
     AuthResponse,
@@ -303,9 +304,19 @@ async def test_a_client_names_the_directory_of_hosts_and_headers_of_its_own(
             f'server = "http://{server.host}"\n[host."http://{mirror.host}"]\n'
         )
         headers = {"X-Team": "blue", "Authorization": f"Bearer {SECRET}"}
-        resolver = RegistryResolver(host_dir=str(tmp_path), headers=headers, http_debug=BOTH)
-        source = OCIRegistry(reference="registry.invalid/team/hosts:v1", resolver=resolver)
-        await client.transfer(source, ImageStore(name="local", platforms=[AMD64]))
+        async with client.stream() as logs:
+            shown = asyncio.ensure_future(logs.receive_bytes())
+            resolver = RegistryResolver(host_dir=str(tmp_path), headers=headers, http_debug=BOTH, logs_stream=logs.name)
+            source = OCIRegistry(reference="registry.invalid/team/hosts:v1", resolver=resolver)
+            await client.transfer(source, ImageStore(name="local", platforms=[AMD64]))
+            log = await asyncio.wait_for(shown, 20)
+    for layer in built.layers:
+        assert f"GET /v2/team/hosts/blobs/{layer}?ns=registry.invalid HTTP/1.1\r\n".encode() in log
+    assert b"X-Team: blue\r\n" in log
+    assert b"Authorization: <redacted>\r\n" in log
+    assert b"HTTP/1.1 200 OK\r\n" in log
+    assert SECRET.encode() not in log
+    source.resolver.logs_stream, source.resolver.http_debug = "", DISABLED
     assert (await images(bus))["local"] == built.digest
     assert set(told["mirror"]) == {("blue", None)}
     assert set(told["server"]) == {("blue", f"Bearer {SECRET}")}

@@ -23,7 +23,7 @@ from shoal_gateway.call import Call
 from shoal_gateway.proto.containerd.services.transfer.v1 import transfer_pb2 as pb
 from shoal_gateway.proto.containerd.types.transfer.imagestore_pb2 import ImageStore
 from shoal_gateway.proto.containerd.types.transfer.importexport_pb2 import ImageExportStream, ImageImportStream
-from shoal_gateway.proto.containerd.types.transfer.registry_pb2 import DISABLED, OCIRegistry
+from shoal_gateway.proto.containerd.types.transfer.registry_pb2 import DISABLED, TRACE, OCIRegistry
 from shoal_gateway.rpc import Servicer
 from shoal_gateway.streams import Sender, Stream, Streams, received
 from shoal_gateway.transfers import image_store
@@ -203,6 +203,6 @@ def _unimplemented(source: AnyProto, destination: AnyProto) -> Unimplemented:
 
 def _registry(end: OCIRegistry, stream: Callable[[str], Stream]) -> Registry:
     resolver = end.resolver
-    if resolver.http_debug != DISABLED and resolver.logs_stream:
-        stream(resolver.logs_stream)  # closed with nothing on it: requests aren't logged
-    return registry(end, stream(resolver.auth_stream) if resolver.auth_stream else None)
+    log = stream(resolver.logs_stream) if resolver.http_debug != DISABLED and resolver.logs_stream else None
+    shown = log if resolver.http_debug != TRACE else None  # of connections there is nothing to be told
+    return registry(end, stream(resolver.auth_stream) if resolver.auth_stream else None, shown)

@@ -47,6 +47,8 @@ class RegistryAccess(Request):
     hosts: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,127})?$")
     """Another directory of `hosts.toml` files than the node's: a link to it that somebody (root) has put there, below
     `<state>/registries`. A request names the link and never a path, as with archives."""
+    log: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,127})?$")
+    """A FIFO in the same place, to which requests and answers are written, but for bodies and who one is."""
 
 
 class KeyRequest(Request):

@@ -29,6 +29,7 @@ from shoal_content.registry.credentials import Credential
 from shoal_content.registry.hosts import DEFAULT_DIRECTORY, PULL, PUSH, RESOLVE, Host, hosts_of, with_headers
 from shoal_content.registry.resolver import Body, Interrupted, Referrer, Resolver, Source
 from shoal_content.registry.tokens import Scopes, Tokens
+from shoal_content.registry.tracing import RequestLog
 from shoal_content.registry.transport import (
     CHUNK,
     Patience,
@@ -56,7 +57,7 @@ class HttpResolver(Resolver):
     `directory` holds the `hosts.toml` files. `credential` is the caller's own: without it, the node's are used, which
     go nowhere in the clear because a caller wants it so. `headers` are the caller's, too; with `tls`, that is spoken on
     loopback as well. `tokens` are kept between resolvers. `piece` is how many bytes of a blob are sent at once; 0 for
-    all of them. `waiting` is told what a registry has us wait for.
+    all of them. `waiting` is told what a registry has us wait for, and the FIFO `log` what it is asked and answers.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class HttpResolver(Resolver):
         patience: Patience | None = None,
         piece: int = 0,
         waiting: Waiting = lambda told: None,
+        log: Path | None = None,
     ) -> None:
+        self._log = log
         self._reference, self._plain_http, self._tls, self._push = reference, plain_http, tls, push
         self._headers = headers or {}
         self._directory, self._credential = directory, credential
@@ -90,6 +93,11 @@ class HttpResolver(Resolver):
                 hosts_of, self._reference, self._directory, plain_http=self._plain_http, tls=self._tls
             )
             hosts = [with_headers(host, self._headers) for host in found]
+            traces = []
+            if self._log is not None:
+                requests = RequestLog(self._log)
+                stack.callback(requests.close)
+                traces = [requests.config]
             # Compressed layers stay as they are; the environment's netrc isn't for us.
             session = await stack.enter_async_context(
                 aiohttp.ClientSession(
@@ -98,6 +106,7 @@ class HttpResolver(Resolver):
                     cookie_jar=aiohttp.DummyCookieJar(),
                     headers={"User-Agent": "shoal", "Accept-Encoding": "identity"},
                     read_bufsize=CHUNK,
+                    trace_configs=traces,
                 )
             )
             for host in hosts:

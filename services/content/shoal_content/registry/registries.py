@@ -68,6 +68,7 @@ class Registries:
             headers=given.headers if given is not None else None,
             tokens=self._tokens,
             waiting=waiting,
+            log=self._links / access.log if access.log else None,
         )
 
     def _linked(self, name: str) -> Path:
