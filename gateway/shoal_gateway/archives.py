@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shoal_bus.api.content import ARCHIVES
+
+from shoal_gateway.places import place
 
 T = TypeVar("T")
 
@@ -85,16 +86,14 @@ class Entry:
 @contextmanager
 def entry(state: Path) -> Iterator[Entry]:
     """A new FIFO for the length of the block, in the state directory of the node."""
-    directory = state / ARCHIVES
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    place = directory / f"{os.getpid()}-{secrets.token_hex(8)}"
-    os.mkfifo(place, 0o600)
-    made = Entry(place)
-    try:
-        yield made
-    finally:
-        place.unlink(missing_ok=True)
-        made.close()
+    with place(state / ARCHIVES) as path:
+        os.mkfifo(path, 0o600)
+        made = Entry(path)
+        try:
+            yield made
+        finally:
+            path.unlink(missing_ok=True)  # before its end is seen, so that nobody opens it for nothing
+            made.close()
 
 
 async def beside(work: Coroutine[Any, Any, T], copying: Coroutine[Any, Any, None]) -> T:

@@ -85,7 +85,7 @@ def servicers(
         Images(),
         Leases(),
         Snapshots(),
-        Diff(),
+        Diff(node.state),
         Mounts(),
         SandboxStore(),
         SandboxController(),

@@ -12,7 +12,7 @@ from aiohttp import web
 from shoal_bus.api import content
 from shoal_bus.client import Client
 from shoal_bus.connection import Connection
-from shoal_bus.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
+from shoal_bus.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from shoal_bus.image_reference import Reference
 from shoal_content.registry.http import HttpResolver
 
@@ -411,6 +411,35 @@ async def test_service_reads_its_configuration_for_each_pull(
         await client.operate(content.IMAGE_PULL, request)
     configure(certs, f'server = "http://{registry.host}"')
     assert (await client.operate(content.IMAGE_PULL, request)).target.digest == image.digest
+
+
+async def test_another_directory_of_hosts_is_named_by_a_link_of_the_nodes_state_alone(
+    natsd: NatsServer, connection: Connection, tmp_path: Path, certs: Path, registry: Registry, image: Image
+) -> None:
+    configure(certs, f'server = "http://{registry.host}"')
+    with TestNode(tmp_path, natsd) as node:
+        node.start("content")
+        client = Client(connection, node.name)
+        links = node.state / content.REGISTRIES
+        links.mkdir(parents=True)
+        (links / "directory").mkdir()
+        (links / "mine").symlink_to(certs)
+        request = content.PullImage(name=f"{NAME}/team/app:v1", snapshotter="")
+        for name in ("none", "directory"):
+            with pytest.raises(NotFound, match=f"registry hosts {name}"):
+                await client.operate(content.IMAGE_PULL, request.model_copy(update={"hosts": name}))
+        for path in ("../registries/mine", str(certs), ".."):
+            with pytest.raises(InvalidArgument):
+                await client.operate(content.IMAGE_PULL, request.model_copy(update={"hosts": path}))
+        pulled = await client.operate(content.IMAGE_PULL, request.model_copy(update={"hosts": "mine"}), timeout=30)
+        assert pulled.target.digest == image.digest
+        referrers = content.ListReferrers(name=f"{NAME}/team/app:v1", hosts="mine")
+        assert await client.collect(content.REFERRER_LIST, referrers) == []
+        for name in ("none", "mine"):
+            with pytest.raises(NotFound, match=f"request log {name}"):
+                await client.operate(content.IMAGE_PULL, request.model_copy(update={"hosts": "mine", "log": name}))
+        with pytest.raises(InvalidArgument, match="plain HTTP and TLS"):
+            await client.operate(content.IMAGE_PULL, request.model_copy(update={"plain_http": True, "tls": True}))
 
 
 async def test_nodes_credential_isnt_sent_in_the_clear_because_a_caller_wants_plain_http(

@@ -17,7 +17,7 @@ from shoal_bus.client import Client
 from shoal_bus.connection import Connection
 from shoal_bus.consumer import read_events
 from shoal_bus.database import Database
-from shoal_bus.errors import FailedPrecondition, InvalidArgument, ShoalError, Unavailable
+from shoal_bus.errors import FailedPrecondition, InvalidArgument, NotFound, ShoalError, Unavailable
 from shoal_bus.locks import Locks
 from shoal_bus.types import Descriptor
 from shoal_content.blobs.ingests import Ingests
@@ -107,6 +107,25 @@ def without_order(image: Image) -> Image:
     blobs[digest_of(data)] = manifest["config"]["mediaType"], data
     manifest["config"] |= {"digest": digest_of(data), "size": len(data)}
     return Image(image.media_type, json.dumps(manifest).encode(), blobs, layers=image.layers, diff_ids=diff_ids)
+
+
+async def test_a_snapshotter_that_nobody_answers_for_is_told_before_anything_is_fetched(
+    node: TestNode, client: Client, between: Proxy, image: Image
+) -> None:
+    began = asyncio.get_running_loop().time()
+    request = content.PullImage(name=f"{between.host}/app", snapshotter="nonesuch")
+    with pytest.raises(NotFound, match="snapshotter nonesuch") as error:
+        await client.operate(content.IMAGE_PULL, request)
+    assert "overlayfs" in error.value.hint
+    assert asyncio.get_running_loop().time() - began < 5
+    assert between.seen == []
+    assert left(node) == []
+    with pytest.raises(InvalidArgument):
+        await client.operate(content.IMAGE_PULL, request.model_copy(update={"snapshotter": "no/such.*"}))
+    await client.operate(content.IMAGE_PULL, request.model_copy(update={"snapshotter": "native"}), timeout=60)
+    unpack = content.UnpackImage(name=f"{between.host}/app:latest", snapshotter="nonesuch")
+    with pytest.raises(NotFound, match="snapshotter nonesuch"):
+        await client.operate(content.IMAGE_UNPACK, unpack)
 
 
 async def test_layers_are_unpacked_while_they_come(

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import sys
 import tarfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -42,12 +43,28 @@ ROOT = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
 """What a client labels with this isn't collected."""
 
 
+SEALED = f"{LAYER}+sealed"
+PROCESSORS = f"""
+[stream_processors."io.containerd.test.unseal"]
+accepts = ["{SEALED}"]
+returns = "{LAYER}"
+path = "{sys.executable}"
+args = ["-c", "import os, sys; key = open(3, 'rb').read() if os.path.exists('/proc/self/fd/3') else b'none'; \
+data = sys.stdin.buffer.read(); \
+sys.exit('no') if not data.startswith(key) else sys.stdout.buffer.write(data[len(key):])"]
+"""
+"""It takes its payload off the beginning of a layer."""
+
+
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestNode]:
     directory = tmp_path_factory.mktemp("n")
     leaks = Leaks(str(directory))
     with NatsServer(directory / "nats") as natsd, TestNode(directory, natsd) as made:
-        made.start("content", "snapshot", "gateway")
+        made.start("content", "gateway")
+        processors = directory / "processors.toml"
+        processors.write_text(PROCESSORS)
+        made.start("snapshot", arguments=("--stream-processors", str(processors)))
         yield made
         assert "Traceback" not in made.of("gateway").log.read_text()
     leaks.check()
@@ -426,6 +443,31 @@ async def test_a_layer_is_applied_and_comes_back_as_a_diff(channel: grpc.aio.Cha
         await call(channel, f"{CONTENT}/Delete", content.DeleteContentRequest(digest=digest))
 
 
+async def test_a_payload_comes_to_the_stream_processor_that_it_is_for(
+    node: TestNode, channel: grpc.aio.Channel
+) -> None:
+    """At its file descriptor 3, as protobuf's Any; the layer is what that makes of it."""
+    packed, plain = layer_of(secret="hidden\n")
+    payload = AnyMessage(type_url="shoal/key", value=b"k3y-" * 20_000)
+    sealed = await put(channel, payload.SerializeToString() + packed)
+    sealed.media_type = SEALED
+    target = await prepare(channel, "sealed")
+    wrong = {"io.containerd.test.unseal": AnyMessage(value=b"another"), "other": payload}
+    for payloads in (wrong, {}):
+        request = diff.ApplyRequest(diff=sealed, mounts=target, payloads=payloads)
+        assert (await refused(channel, f"{DIFF}/Apply", request))[0] == "DATA_LOSS"
+    request = diff.ApplyRequest(diff=sealed, mounts=target, payloads={"io.containerd.test.unseal": payload})
+    applied = await call(channel, f"{DIFF}/Apply", request, diff.ApplyResponse)
+    assert applied.applied.digest == f"sha256:{hashlib.sha256(plain).hexdigest()}"
+    assert (Path(target[0].source) / "secret").read_text() == "hidden\n"
+    assert list((node.state / "payloads").iterdir()) == []
+    for path in node.directory.rglob("*"):
+        if path.is_file() and "content" not in path.parts:
+            assert b"k3y-k3y-" not in path.read_bytes(), path
+    await remove(channel, "sealed")
+    await call(channel, f"{CONTENT}/Delete", content.DeleteContentRequest(digest=sealed.digest))
+
+
 async def test_layers_that_cant_be_applied_or_computed_are_refused(channel: grpc.aio.Channel) -> None:
     mounts_ = await prepare(channel, "refuses")
     text = await put(channel, b"no layer at all")
@@ -439,7 +481,11 @@ async def test_layers_that_cant_be_applied_or_computed_are_refused(channel: grpc
         ("Apply", diff.ApplyRequest(diff=text, mounts=elsewhere), "NOT_FOUND"),
         ("Apply", diff.ApplyRequest(diff=text), "INVALID_ARGUMENT"),
         ("Apply", diff.ApplyRequest(mounts=mounts_), "INVALID_ARGUMENT"),
-        ("Apply", diff.ApplyRequest(diff=encrypted, mounts=mounts_, payloads={"key": AnyMessage()}), "UNIMPLEMENTED"),
+        (
+            "Apply",
+            diff.ApplyRequest(diff=encrypted, mounts=mounts_, payloads={"no": AnyMessage()}),
+            "FAILED_PRECONDITION",
+        ),
         ("Diff", diff.DiffRequest(right=elsewhere), "NOT_FOUND"),
         ("Diff", diff.DiffRequest(right=mounts_, media_type="text/plain"), "UNIMPLEMENTED"),
     ):

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
+from aiohttp import web
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import Message
 from shoal_bus.api import content, snapshot
@@ -30,7 +31,9 @@ from shoal_gateway.proto.containerd.types.transfer.imagestore_pb2 import (
 )
 from shoal_gateway.proto.containerd.types.transfer.importexport_pb2 import ImageExportStream, ImageImportStream
 from shoal_gateway.proto.containerd.types.transfer.registry_pb2 import (
+    BOTH,
     CREDENTIALS,
+    DISABLED,
     HEADER,
     AuthRequest,
     AuthResponse,
@@ -40,6 +43,7 @@ from shoal_gateway.proto.containerd.types.transfer.registry_pb2 import (
 from shoal_gateway.proto.containerd.types.transfer.streaming_pb2 import Data
 
 from tests.support.archives import layout, tar
+from tests.support.content_proxy import Hook, proxy
 from tests.support.gateway import refusal, socket_of, until
 from tests.support.images import Image, Layer, directory, file, push
 from tests.support.natsd import NatsServer
@@ -196,6 +200,29 @@ async def test_platforms_of_an_index(client: TransferClient, bus: Client, regist
     assert await unpacked(bus, "native") == 2
 
 
+async def test_a_pull_of_several_platforms_and_of_all_that_tells_of_the_others(
+    client: TransferClient, bus: Client, registry: Registry
+) -> None:
+    one, two, three = image("one"), image("two", "arm64", "v8"), image("three", "s390x")
+    reference = push(Image.index([one, two, three]), registry.host, "team/several", "v1")
+    configs = {json.loads(each.manifest)["config"]["digest"] for each in (one, two, three)}
+
+    async def pulled(**target: object) -> set[str]:
+        await client.transfer(OCIRegistry(reference=reference), ImageStore(name=reference, **target))  # type: ignore[arg-type]
+        return {each.digest for each in await bus.collect(content.BLOB_LIST, content.ListBlobs())}
+
+    some = Platform(os="linux", architecture="riscv64"), ARM64, AMD64
+    blobs = await pulled(platforms=some)
+    assert {*one.layers, *two.layers} <= blobs
+    assert not {three.digest, three.layers[0]} & blobs
+    await bus.call(content.IMAGE_DELETE, content.DeleteImage(name=reference, sync=True))
+    blobs = await pulled(platforms=[ARM64, AMD64], manifest_limit=1, all_metadata=True)
+    assert {*two.layers, one.digest, two.digest, three.digest, *configs} <= blobs
+    assert not {one.layers[0], three.layers[0]} & blobs
+    source = OCIRegistry(reference=reference)
+    assert await refused(client, source, ImageStore(name="x", manifest_limit=1)) == "UNIMPLEMENTED"
+
+
 async def test_a_push_goes_where_its_destination_says(client: TransferClient, bus: Client, registry: Registry) -> None:
     built = image("pushed")
     reference = push(built, registry.host, "team/source", "v1")
@@ -255,6 +282,80 @@ async def test_a_client_that_does_not_say_who_it_is_is_refused(client: TransferC
         assert await refusing == "INVALID_ARGUMENT"
 
 
+async def test_a_client_names_the_directory_of_hosts_and_headers_of_its_own(
+    node: TestNode, client: TransferClient, bus: Client, registry: Registry, tmp_path: Path
+) -> None:
+    """Who it is goes to the registry alone, and not to mirrors."""
+    built = image("by other hosts")
+    push(built, registry.host, "team/hosts", "v1")
+    told: dict[str, list[tuple[str | None, str | None]]] = {"mirror": [], "server": []}
+    async with proxy(registry.host) as mirror, proxy(registry.host) as server:
+
+        def watch(name: str) -> Hook:
+            async def hook(request: web.Request) -> web.StreamResponse | None:
+                told[name].append((request.headers.get("X-Team"), request.headers.get("Authorization")))
+                return web.Response(status=404) if name == "mirror" and "/blobs/" in request.path else None
+
+            return hook
+
+        mirror.hook, server.hook = watch("mirror"), watch("server")
+        (tmp_path / "registry.invalid").mkdir()
+        (tmp_path / "registry.invalid" / "hosts.toml").write_text(
+            f'server = "http://{server.host}"\n[host."http://{mirror.host}"]\n'
+        )
+        headers = {"X-Team": "blue", "Authorization": f"Bearer {SECRET}"}
+        async with client.stream() as logs:
+            shown = asyncio.ensure_future(logs.receive_bytes())
+            resolver = RegistryResolver(host_dir=str(tmp_path), headers=headers, http_debug=BOTH, logs_stream=logs.name)
+            source = OCIRegistry(reference="registry.invalid/team/hosts:v1", resolver=resolver)
+            await client.transfer(source, ImageStore(name="local", platforms=[AMD64]))
+            log = await asyncio.wait_for(shown, 20)
+    for layer in built.layers:
+        assert f"GET /v2/team/hosts/blobs/{layer}?ns=registry.invalid HTTP/1.1\r\n".encode() in log
+    assert b"X-Team: blue\r\n" in log
+    assert b"Authorization: <redacted>\r\n" in log
+    assert b"HTTP/1.1 200 OK\r\n" in log
+    assert SECRET.encode() not in log
+    source.resolver.logs_stream, source.resolver.http_debug = "", DISABLED
+    assert (await images(bus))["local"] == built.digest
+    assert set(told["mirror"]) == {("blue", None)}
+    assert set(told["server"]) == {("blue", f"Bearer {SECRET}")}
+    assert list((node.state / content.REGISTRIES).iterdir()) == []
+    for path in node.directory.rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
+    source.resolver.host_dir = str(tmp_path / "none")
+    assert await refused(client, source, ImageStore(name="local")) == "UNAVAILABLE"
+
+
+async def test_a_client_has_a_whole_header_for_its_credential(
+    client: TransferClient, bus: Client, registry: Registry
+) -> None:
+    built = image("by a header")
+    push(built, registry.host, "team/header", "v1")
+    async with proxy(registry.host) as between, client.stream() as auth:
+        answer, asked = AuthResponse(authType=HEADER, secret=f"Bearer {SECRET}"), list[AuthRequest]()
+        answering = asyncio.ensure_future(client.answer(auth, answer, asked))
+        source = OCIRegistry(
+            reference=f"{between.host}/team/header:v1", resolver=RegistryResolver(auth_stream=auth.name)
+        )
+        await client.transfer(source, ImageStore(name="local", platforms=[AMD64]))
+        await asyncio.wait_for(answering, 20)
+    assert (await images(bus))["local"] == built.digest
+    assert {one.authorization for one in between.seen} == {f"Bearer {SECRET}"}
+
+
+async def test_a_scheme_that_a_client_wants_counts_on_loopback_too(client: TransferClient, registry: Registry) -> None:
+    reference = push(image("by scheme"), registry.host, "team/scheme", "v1")
+    for scheme, code in (("https", "UNAVAILABLE"), ("http", "")):
+        source = OCIRegistry(reference=reference, resolver=RegistryResolver(default_scheme=scheme))
+        target = ImageStore(name="local", platforms=[AMD64])
+        if code:
+            assert await refused(client, source, target) == code
+        else:
+            await client.transfer(source, target)
+
+
 # ------------------------------------------------------------------------------------------------------- archives
 
 
@@ -291,26 +392,6 @@ async def test_an_import_by_a_prefix_and_an_export_of_what_came(
     assert {f"blobs/{digest.replace(':', '/')}" for digest in (*built.layers, *other.layers)} <= members
     assert {one["digest"] for one in index["manifests"]} == set(names.values())
     assert list((node.state / ARCHIVES).iterdir()) == []
-
-
-async def test_a_prefix_leaves_out_other_names_and_may_name_by_digest(client: TransferClient, bus: Client) -> None:
-    built, other = image("prefixed"), image("left out")
-    archive = tar(layout({"v1": built, "registry.example/other:v3": other}))
-    base = ImageReference(name="registry.example/base", is_prefix=True, add_digest=True)
-
-    async def load(target: ImageStore) -> None:
-        async with client.stream() as stream:
-            sending = asyncio.ensure_future(stream.send_bytes(archive))
-            await client.transfer(ImageImportStream(stream=stream.name), target)
-            await asyncio.wait_for(sending, 20)
-
-    await load(ImageStore(platforms=[AMD64], extra_references=[base]))
-    named, digested = "registry.example/base:v1", f"registry.example/base@{built.digest}"
-    assert await images(bus) == {named: built.digest, digested: built.digest}
-    await bus.call(content.IMAGE_DELETE, content.DeleteImage(name=digested))
-    base.skip_named_digest = True
-    await load(ImageStore(platforms=[AMD64], extra_references=[base]))
-    assert await images(bus) == {named: built.digest}
 
 
 async def test_an_archive_that_breaks_off_leaves_nothing(node: TestNode, client: TransferClient, bus: Client) -> None:
@@ -413,9 +494,13 @@ async def test_what_can_not_be_transferred_has_its_code(client: TransferClient, 
     assert await refused(client, remote, local, progress="not-open") == "NOT_FOUND"
     for resolver in (RegistryResolver(auth_stream="not-open"),):
         assert await refused(client, OCIRegistry(reference=remote.reference, resolver=resolver), local) == "NOT_FOUND"
-    for resolver in (RegistryResolver(host_dir="/etc"), RegistryResolver(headers={"X": "y"})):
-        end = OCIRegistry(reference=remote.reference, resolver=resolver)
-        assert await refused(client, end, local) == "UNIMPLEMENTED"
+    for resolver, code in (
+        (RegistryResolver(host_dir="etc"), "INVALID_ARGUMENT"),
+        (RegistryResolver(headers={"Range": "bytes=0-"}), "INVALID_ARGUMENT"),
+        (RegistryResolver(headers={"X": "a\nb"}), "INVALID_ARGUMENT"),
+        (RegistryResolver(default_scheme="ftp"), "UNIMPLEMENTED"),
+    ):
+        assert await refused(client, OCIRegistry(reference=remote.reference, resolver=resolver), local) == code
     assert await refused(client, ImageImportStream(stream="not-open"), ImageStore()) == "NOT_FOUND"
     for name in ("nosuch", "no.such/*"):
         unpacks = [UnpackConfiguration(platform=AMD64, snapshotter=name)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import lzma
 import os
@@ -25,6 +26,10 @@ from tests.support.node import TestNode
 from tests.support.registry import running
 
 XZ, SLOW, NONE, BAD = (f"application/vnd.oci.image.layer.v1.tar+{name}" for name in ("xz", "slow", "none", "bad"))
+TURNED_XZ, TURNED_GZIP, FAILING = (
+    f"application/vnd.oci.image.layer.v1.tar+{name}" for name in ("xz+turned", "gzip+turned", "failing")
+)
+TURN, TURN_BACK = r"\\000-\\377", r"\\001-\\377\\000"
 CONFIGURATION = f"""
 [stream_processors."xz"]
 accepts = ["{XZ}"]
@@ -32,6 +37,23 @@ returns = "application/vnd.oci.image.layer.v1.tar"
 path = "sh"
 args = ["-c", "exec xz -dc $FLAGS"]
 env = ["FLAGS=--memlimit=64MiB"]
+[stream_processors."turned"]
+accepts = ["{TURNED_XZ}"]
+returns = "{XZ}"
+path = "tr"
+args = ["{TURN}", "{TURN_BACK}"]
+env = ["LC_ALL=C"]
+[stream_processors."turned and gzip"]
+accepts = ["{TURNED_GZIP}"]
+returns = "application/vnd.oci.image.layer.v1.tar+gzip"
+path = "sh"
+args = ["-c", "test $STREAM_PROCESSOR_MEDIATYPE = {TURNED_GZIP} || exit 9; exec tr '{TURN}' '{TURN_BACK}'"]
+env = ["LC_ALL=C"]
+[stream_processors."failing"]
+accepts = ["{FAILING}"]
+returns = "{XZ}"
+path = "sh"
+args = ["-c", "echo the key   is missing >&2; exit 3"]
 [stream_processors."slow"]
 accepts = ["{SLOW}"]
 returns = "application/vnd.oci.image.layer.v1.tar"
@@ -67,6 +89,12 @@ async def test_a_program_decompresses_a_layer(node: TestNode, connection: Connec
 
     assert (await unpack("one", XZ, data)).kind == "committed"
     assert len(list((node.root / "snapshot" / "overlayfs").glob("snapshots/*/fs/f*"))) == 100
+    # What one returns is another one's to read, or compressed as layers are.
+    turned = bytes((one - 1) % 256 for one in range(256))
+    assert (await unpack("chain", TURNED_XZ, data.translate(turned))).kind == "committed"
+    assert (await unpack("then gzip", TURNED_GZIP, gzip.compress(tar).translate(turned))).kind == "committed"
+    with pytest.raises(DataLoss, match="sh ended with status 3: the key is missing"):
+        await unpack("failing", FAILING, data)
     for name, media_type, wrong, error in (
         ("cut", XZ, data[: len(data) // 2], DataLoss),
         ("garbage", XZ, b"garbage" * 100_000, DataLoss),
@@ -76,7 +104,7 @@ async def test_a_program_decompresses_a_layer(node: TestNode, connection: Connec
         with pytest.raises(error) as raised:
             await unpack(name, media_type, wrong)
         assert isinstance(raised.value, ShoalError)
-    assert len(await client.collect(api.SNAPSHOT_LIST, api.ListSnapshots())) == 1
+    assert len(await client.collect(api.SNAPSHOT_LIST, api.ListSnapshots())) == 3
     # One that never comes to an end goes with whoever wanted it.
     slow = asyncio.create_task(unpack("slow", SLOW, data))
     async with asyncio.timeout(20):
@@ -115,7 +143,17 @@ def test_a_configuration_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     assert load(tmp_path / "nothing") == {}
     path = tmp_path / "processors.toml"
     twice = CONFIGURATION + CONFIGURATION.replace('."', '."again-')
-    for text in ("[", "[stream_processors.x]\npath = 'x'", CONFIGURATION.replace("path =", "paths ="), twice, "\xff"):
+    circle = CONFIGURATION + '[stream_processors.c]\naccepts = ["a"]\nreturns = "a"\npath = "x"\n'
+    nowhere = CONFIGURATION + '[stream_processors.c]\naccepts = ["a"]\nreturns = "b"\npath = "x"\n'
+    for text in (
+        "[",
+        circle,
+        nowhere,
+        "[stream_processors.x]\npath = 'x'",
+        CONFIGURATION.replace("path =", "paths ="),
+        twice,
+        "\xff",
+    ):
         path.write_bytes(text.encode("latin-1"))
         with pytest.raises(FailedPrecondition, match=r"processors\.toml"):
             load(path)

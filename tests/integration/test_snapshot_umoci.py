@@ -87,8 +87,16 @@ CHANGES: dict[str, Sequence[images.Entry]] = {
         file("pipe", b"a file, too", **TIME),
     ],
     "modes": [directory("var", 0o711, uid=1), directory("var/cache", 0o500), file("usr/bin/su", b"new", 0o755, **TIME)],
+    "opaque root": [file("kept", b"k", **TIME), opaque(""), directory("etc"), file("etc/new", b"n", **TIME)],
     "back again": [whiteout("etc"), directory("etc", 0o750), file("etc/passwd", b"new", **TIME)],
 }
+
+LOWEST = [
+    directory("etc"), file("etc/passwd", b"older", **TIME), file("low", b"l", **TIME), directory("usr"),
+    directory("usr/bin"), file("usr/bin/low", b"l", **TIME), directory("opt"), directory("opt/app"),
+    file("opt/app/low", b"l", **TIME), directory("var"), directory("var/cache"), file("var/cache/low", b"l", **TIME),
+]  # fmt: skip
+ONTO = ["whiteouts", "opaque", "opaque last", "opaque root", "modes", "back again"]
 
 
 @pytest.fixture
@@ -126,6 +134,44 @@ async def test_images_are_what_umoci_makes_of_them(node: TestNode, connection: C
             assert found.keys() == expected.keys(), name
             for path, what in expected.items():
                 assert found[path] == what, f"{name}: {path}"
+
+
+@pytest.mark.parametrize("parent", [True, False])
+async def test_layers_applied_to_one_snapshot_are_what_umoci_makes_of_them(
+    node: TestNode, connection: Connection, tmp_path: Path, parent: bool
+) -> None:
+    """On a parent, which the mount shows through a whiteout that nobody made; and without one."""
+    with node:
+        node.start("snapshot")
+        client = Client(connection, node.name)
+        for number, change in enumerate([CHANGES[name] for name in ONTO] + [_onto()]):
+            image = images.Image.build([Layer(entries) for entries in (LOWEST, BASE, change)])
+            layout = node.root / "content" / f"layout-{number}"
+            save(image, layout)
+            expected = listing(umoci(layout, tmp_path / f"bundle-{number}"))
+            blobs = layout / "blobs" / "sha256"
+            below = images.Image.build([Layer(LOWEST)])
+            top = await unpack(client, below, blobs) if parent else ""
+            prepared = await client.call(api.SNAPSHOT_PREPARE, api.PrepareSnapshot(key=f"one-{number}", parent=top))
+            for digest in image.layers[1 if parent else 0 :]:
+                media_type, data = image.blobs[digest]
+                place = claimed(blobs / digest.removeprefix("sha256:"), blobs.parents[2])
+                descriptor = Descriptor(media_type=media_type, digest=digest, size=len(data))
+                request = api.ApplyLayer(descriptor=descriptor, path=str(place), mounts=prepared.mounts)
+                await client.operate(api.DIFF_APPLY, request, timeout=60)
+            with mounted(prepared.mounts, tmp_path) as root:
+                found = listing(root)
+            assert found.keys() == expected.keys(), number
+            for path, what in expected.items():
+                assert found[path] == what, f"{number}: {path}"
+
+
+def _onto() -> list[images.Entry]:
+    """Changes of what the lowest layer has, what the one above it has, and what both have."""
+    return [
+        whiteout("etc/passwd"), whiteout("low"), whiteout("usr/bin/low"), whiteout("var/cache"),
+        directory("opt/app", 0o711), opaque("opt/app"), file("opt/app/new", b"n", **TIME),
+    ]  # fmt: skip
 
 
 def _all() -> list[Sequence[images.Entry]]:

@@ -270,7 +270,7 @@ def test_a_layer_applied_to_the_lower_tree_makes_the_upper_one(
                 assert listing(root) == expected
         # Carried out on a copy of all that lies below.
         with tree.copied() as place:
-            extract(TarReader(iter([fast])), str(place), whole=True)
+            extract(TarReader(iter([fast])), str(place), filled=True)
             assert listing(place) == expected
         # And by GNU tar, which knows no whiteouts, and merges attributes of directories that are there.
         with tree.copied() as place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import subprocess
 import tarfile
 import tempfile
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shoal_bus.archive.tar import TarReader
+from shoal_runtime.shim.mounts import mount_all, unmount_all
 from shoal_snapshot import disk
 from shoal_snapshot.apply import directories
 from shoal_snapshot.apply.directories import attach
@@ -137,6 +139,8 @@ def upper(root: Path) -> dict[str, tuple[object, ...]]:
     """What a layer holds, with overlayfs's marks, and with the times that an archive has told."""
     found: dict[str, tuple[object, ...]] = {}
     for path in [root, *root.rglob("*")]:
+        if not os.path.lexists(path):
+            continue  # a whiteout in a directory that is one layer's alone: an overlay lists it
         status = path.lstat()
         told = status.st_mtime if status.st_mtime < 1_000_000 else None
         marks = {
@@ -189,6 +193,68 @@ def test_a_layer_without_those_below_comes_out_the_same_or_asks_for_them(
             assert outcome(tar, base / "forgetful", lowers, detached=False) == expected
         found = outcome(tar, base / "detached", lowers, detached=True)
         assert found in (expected, "on its parent")
+
+
+def shown(point: Path, layers: list[str]) -> dict[str, tuple[object, ...]]:
+    """What the kernel makes of layers, the highest first; a directory's time isn't looked at."""
+    (below := point / "below").mkdir(parents=True, exist_ok=True)
+    (at := point / "at").mkdir(exist_ok=True)
+    options = [f"lowerdir={':'.join([*layers, str(below)])}"]
+    mount_all([{"type": "overlay", "source": "overlay", "options": options}], str(at))
+    try:
+        found = upper(at)
+    finally:
+        unmount_all(str(at))
+    return {path: about[:4] if stat.S_ISDIR(about[0]) else about for path, about in found.items()}  # type: ignore[arg-type]
+
+
+def without_links(
+    entries: list[tuple[bytes, str, str, int, int]], *, whiteouts_first: bool
+) -> list[tuple[bytes, str, str, int, int]]:
+    """Entries but hard links, and their whiteouts before or after all others, from the root down."""
+    plain = [
+        (kind, "/".join(part for part in name.split("/") if part != "..") or "d", *rest)
+        for kind, name, *rest in entries
+        if kind != tarfile.LNKTYPE
+    ]
+    whiteouts = sorted((one for one in plain if ".wh." in one[1]), key=lambda one: str(one[1]).count("/"))
+    others = [one for one in plain if ".wh." not in one[1]]
+    return whiteouts + others if whiteouts_first else others + whiteouts  # type: ignore[return-value]
+
+
+@settings(max_examples=60, deadline=None)
+@given(LAYERS, LAYERS, LAYERS, st.booleans(), st.booleans())
+def test_a_layer_on_another_one_in_one_directory_shows_what_two_directories_would(
+    base: list[tuple[bytes, str, str, int, int]],
+    first: list[tuple[bytes, str, str, int, int]],
+    second: list[tuple[bytes, str, str, int, int]],
+    alone: bool,
+    whiteouts_first: bool,
+) -> None:
+    """But for hard links, which stay some, and for a file where a directory is implied, which is refused."""
+    with no_umask(), tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        tars = [
+            layer(without_links(entries, whiteouts_first=whiteouts_first), number)
+            for number, entries in enumerate((base, first, second))
+        ]
+        lowers: list[str] = []
+        if not alone and isinstance(outcome(tars[0], place / "lower", [], detached=False), dict):
+            lowers = [str(place / "lower")]
+        for name in ("one", "both"):
+            if not isinstance(outcome(tars[1], place / name, lowers, detached=False), dict):
+                return
+        expected = outcome(tars[2], place / "two", [str(place / "one"), *lowers], detached=False)
+        try:
+            extract(TarReader(iter([tars[2]])), str(place / "both"), lowers, filled=True)
+        except ApplyError as error:
+            refused = error
+        else:
+            apart = [str(place / "two"), str(place / "one"), *lowers]
+            assert shown(place / "seen", [str(place / "both"), *lowers]) == shown(place / "seen", apart)
+            return
+        if not isinstance(expected, str):
+            assert "in the way of a directory" in refused.message
 
 
 @settings(max_examples=100, deadline=None)

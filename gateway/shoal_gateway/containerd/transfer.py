@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyProto
 from google.protobuf.empty_pb2 import Empty
@@ -22,14 +21,14 @@ from shoal_bus.errors import InvalidArgument, Unimplemented
 from shoal_gateway import archives
 from shoal_gateway.call import Call
 from shoal_gateway.proto.containerd.services.transfer.v1 import transfer_pb2 as pb
-from shoal_gateway.proto.containerd.types.transfer.imagestore_pb2 import ImageReference, ImageStore
+from shoal_gateway.proto.containerd.types.transfer.imagestore_pb2 import ImageStore
 from shoal_gateway.proto.containerd.types.transfer.importexport_pb2 import ImageExportStream, ImageImportStream
-from shoal_gateway.proto.containerd.types.transfer.registry_pb2 import DISABLED, OCIRegistry
+from shoal_gateway.proto.containerd.types.transfer.registry_pb2 import DISABLED, TRACE, OCIRegistry
 from shoal_gateway.rpc import Servicer
 from shoal_gateway.streams import Sender, Stream, Streams, received
 from shoal_gateway.transfers import image_store
 from shoal_gateway.transfers.progress import Told
-from shoal_gateway.transfers.registry import registry
+from shoal_gateway.transfers.registry import Registry, registry
 from shoal_gateway.typeurls import message_of
 
 _ENDS: tuple[type[Message], ...] = (OCIRegistry, ImageStore, ImageImportStream, ImageExportStream)
@@ -79,25 +78,29 @@ class Transfer(Servicer):
     ) -> None:
         origin = _registry(source, stream)
         told.say(f"Resolving from {origin}")
-        platform, all_platforms = image_store.platforms_of(target.platforms)
+        if target.manifest_limit and not target.platforms:
+            raise Unimplemented("manifest_limit: a pull needs the platforms that it is of")
+        several = [image_store.platform_text(one) for one in target.platforms]
+        several = several[: target.manifest_limit or None]
         unpacks = await image_store.unpacking(call, target, self._snapshotter)
-        first_platform, snapshotter = unpacks[0] if unpacks else (platform, "")
+        platform, snapshotter = unpacks[0] if unpacks else ("", "")
+        if len(several) == 1:
+            platform = several[0]
         name = target.name or str(image_reference.parse(source.reference))
         told.say(f"Pulling from {origin}")
         told.say("fetching image content", name)
-        image = await call.operate(
-            content.IMAGE_PULL,
-            content.PullImage(
-                name=source.reference, save_as=target.name, platform=platform or first_platform,
-                all_platforms=all_platforms, snapshotter=snapshotter, plain_http=origin.plain_http,
-                credential=await origin.credential(call), labels=dict(target.labels),
-            ),
-            on_progress=partial(told.pulled, name),
-        )  # fmt: skip
+        async with origin.access(call, self._state) as access:
+            wanted = content.PullImage(
+                name=source.reference, save_as=target.name, labels=dict(target.labels), snapshotter=snapshotter,
+                platform=platform, platforms=several[1:] and several, all_platforms=not several,
+                all_metadata=target.all_metadata, **access.model_dump(),
+            )  # fmt: skip
+            image = await call.operate(content.IMAGE_PULL, wanted, on_progress=partial(told.pulled, name))
         for number, (other, elsewhere) in enumerate(unpacks[1:]):
-            wanted = content.UnpackImage(name=image.name, platform=other, snapshotter=elsewhere)
-            await call.operate(content.IMAGE_UNPACK, wanted, step=f"unpack.{number}")
-        await told.finished(call, image.name, platform or first_platform, "extracted" if unpacks else "complete")
+            further = content.UnpackImage(name=image.name, platform=other, snapshotter=elsewhere)
+            await call.operate(content.IMAGE_UNPACK, further, step=f"unpack.{number}")
+        shown = platform or next(iter(several), "")
+        await told.finished(call, image.name, shown, "extracted" if unpacks else "complete")
         told.say("saved", image.name, image.target)
         await self._name(call, target, image, told)
         told.say(f"Completed pull from {origin}")
@@ -110,14 +113,12 @@ class Transfer(Servicer):
         platform, all_platforms = image_store.platforms_of(source.platforms)
         told.say(f"Pushing to {destination}")
         told.say("pushing content", image.name, image.target)
-        pushed = await call.operate(
-            content.IMAGE_PUSH,
-            content.PushImage(
+        async with destination.access(call, self._state) as access:
+            wanted = content.PushImage(
                 name=image.name, destination=target.reference, platform=platform, all_platforms=all_platforms,
-                plain_http=destination.plain_http, credential=await destination.credential(call),
-            ),
-            on_progress=partial(told.pushed, image.name),
-        )  # fmt: skip
+                **access.model_dump(),
+            )  # fmt: skip
+            pushed = await call.operate(content.IMAGE_PUSH, wanted, on_progress=partial(told.pushed, image.name))
         await told.finished(call, image.name, platform, "complete")
         told.say("pushed content", image.name, pushed.target)
         told.say(f"Completed push to {destination}", target=pushed.target)
@@ -135,28 +136,15 @@ class Transfer(Servicer):
     async def _import(
         self, call: Call, source: ImageImportStream, target: ImageStore, told: Told, stream: Callable[[str], Stream]
     ) -> None:
-        if source.force_compress:
-            raise Unimplemented("force_compress: layers are stored as the archive has them")
-        if target.name:
-            raise Unimplemented(f"image {target.name}: the index of an archive can't be stored by a name of its own")
-        prefix = _prefix(target)
-        platform, all_platforms = image_store.platforms_of(target.platforms)
-        unpacks = await image_store.unpacking(call, target, self._snapshotter)
+        wanted = await image_store.archive(call, target, self._snapshotter)
         bytes_of = stream(source.stream)
         told.say("Importing")
         with archives.entry(self._state) as entry:
-            wanted = content.ImportImages(
-                archive=entry.name, base_name=prefix.name, other_names=prefix.allow_overwrite,
-                digests=prefix.add_digest, skip_named_digests=prefix.skip_named_digest,
-                platform=platform or (unpacks[0][0] if unpacks else ""), all_platforms=all_platforms,
-                snapshotter=unpacks[0][1] if unpacks else "", labels=dict(target.labels),
-            )  # fmt: skip
+            request = content.ImportImages(
+                archive=entry.name, labels=dict(target.labels), compress=source.force_compress, store=wanted
+            )
             async with aclosing(received(bytes_of)) as chunks:
-                imported = await archives.beside(call.operate(content.IMAGE_IMPORT, wanted), entry.feed(chunks))
-        for number, (other, elsewhere) in enumerate(unpacks[1:]):
-            for image in imported.images:
-                again = content.UnpackImage(name=image.name, platform=other, snapshotter=elsewhere)
-                await call.operate(content.IMAGE_UNPACK, again, step=f"unpack.{number}.{image.name[:64]}")
+                imported = await archives.beside(call.operate(content.IMAGE_IMPORT, request), entry.feed(chunks))
         for image in imported.images:
             told.say("saved", image.name, image.target)
         told.say("Completed import")
@@ -164,17 +152,14 @@ class Transfer(Servicer):
     async def _export(
         self, call: Call, source: ImageStore, target: ImageExportStream, told: Told, stream: Callable[[str], Stream]
     ) -> None:
-        if target.skip_compatibility_manifest:
-            raise Unimplemented("skip_compatibility_manifest: an archive can be read by `docker load`, too")
         names = await image_store.names_of(call, source)
-        platform, all_platforms = image_store.platforms_of(target.platforms)
-        if not target.platforms:
-            all_platforms = target.all_platforms
         sender = Sender(stream(target.stream))
         told.say("Exporting")
         with archives.entry(self._state) as entry:
             wanted = content.ExportImages(
-                names=names, archive=entry.name, platform=platform, all_platforms=all_platforms or target.all_platforms,
+                names=names, archive=entry.name, all_platforms=target.all_platforms, keep_index=True,
+                platforms=[image_store.platform_text(one) for one in target.platforms],
+                skip_docker_manifest=target.skip_compatibility_manifest,
                 skip_non_distributable=target.skip_non_distributable,
             )  # fmt: skip
             await archives.beside(call.operate(content.IMAGE_EXPORT, wanted), entry.drain(sender.write))
@@ -216,16 +201,8 @@ def _unimplemented(source: AnyProto, destination: AnyProto) -> Unimplemented:
     )
 
 
-def _registry(end: OCIRegistry, stream: Callable[[str], Stream]) -> Any:
+def _registry(end: OCIRegistry, stream: Callable[[str], Stream]) -> Registry:
     resolver = end.resolver
-    if resolver.http_debug != DISABLED and resolver.logs_stream:
-        stream(resolver.logs_stream)  # closed with nothing on it: requests aren't logged
-    return registry(end, stream(resolver.auth_stream) if resolver.auth_stream else None)
-
-
-def _prefix(target: ImageStore) -> ImageReference:
-    """The one prefix by which images of an archive are named; none is what the archive itself has for names."""
-    prefixes = [one for one in target.extra_references if one.is_prefix]
-    if len(prefixes) > 1 or len(prefixes) < len(target.extra_references):
-        raise Unimplemented("images of an archive are named by one prefix")
-    return prefixes[0] if prefixes else ImageReference()
+    log = stream(resolver.logs_stream) if resolver.http_debug != DISABLED and resolver.logs_stream else None
+    shown = log if resolver.http_debug != TRACE else None  # of connections there is nothing to be told
+    return registry(end, stream(resolver.auth_stream) if resolver.auth_stream else None, shown)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from shoal_bus.api import content, snapshot
+from shoal_bus.client import Unreached
 from shoal_bus.collection import EXPIRE
-from shoal_bus.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable, Unimplemented
+from shoal_bus.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 from shoal_bus.identifiers import check_identifier
 from shoal_bus.types import Descriptor
 
@@ -15,6 +16,8 @@ from shoal_gateway.call import Call
 from shoal_gateway.proto.containerd.types.platform_pb2 import Platform
 from shoal_gateway.proto.containerd.types.transfer.imagestore_pb2 import ImageStore
 
+_ELSEWHERE_SECONDS = 0.5
+"""How long a snapshotter that isn't the snapshot service's may take to say that it is there."""
 _OF_IMAGE = "containerd.io/gc.bref.image"
 """A label of a further name: it goes with the image that it names."""
 
@@ -32,13 +35,40 @@ def platform_text(platform: Platform) -> str:
 async def unpacking(call: Call, end: ImageStore, default: str) -> list[tuple[str, str]]:
     """What is to be unpacked where: platforms, and snapshotters. INVALID_ARGUMENT for one that isn't there."""
     wanted = [(platform_text(one.platform), one.snapshotter or default) for one in end.unpacks]
-    for name in {name for _, name in wanted} - {snapshot.DEFAULT}:
+    others = {name for _, name in wanted} - {snapshot.DEFAULT}
+    if others:
+        every = call.items(snapshot.SNAPSHOTTER_LIST, snapshot.SnapshotterRequest())
+        others -= {one.name async for one in every}
+    for name in others:
         try:
             check_identifier(name, "snapshotter")
-            await call.ask(snapshot.SNAPSHOT_INFO.on(name), snapshot.SnapshotterRequest())
-        except Unavailable:
+            info = snapshot.SNAPSHOT_INFO.on(name)
+            await call.ask(info, snapshot.SnapshotterRequest(), step=f"info {name}", patience=_ELSEWHERE_SECONDS)
+        except Unreached:
             raise InvalidArgument(f"snapshotter not loaded: {name}") from None
     return wanted
+
+
+async def archive(call: Call, end: ImageStore, default: str) -> content.StoreArchive:
+    """How an archive is stored there."""
+    unpacks = await unpacking(call, end, default)
+    return content.StoreArchive(
+        index_name=end.name,
+        index_names=[one.name for one in end.extra_references if not one.is_prefix],
+        prefixes=[
+            content.NamePrefix(
+                name=one.name, allow_overwrite=one.allow_overwrite, add_digest=one.add_digest,
+                skip_named_digest=one.skip_named_digest,
+            )
+            for one in end.extra_references
+            if one.is_prefix
+        ],
+        further_labels=further_labels(end),
+        platforms=[platform_text(one) for one in end.platforms],
+        all_metadata=end.all_metadata,
+        manifest_limit=end.manifest_limit,
+        unpacks=[content.UnpackPlatform(platform=platform, snapshotter=name) for platform, name in unpacks],
+    )  # fmt: skip
 
 
 def further_names(end: ImageStore, target: Descriptor) -> list[str]:

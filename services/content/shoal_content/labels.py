@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from shoal_bus.errors import InvalidArgument
 from shoal_bus.types import Labels
 
+UNCOMPRESSED = "containerd.io/uncompressed"
+"""The label of a layer's blob that names its diff ID, as containerd's clients look for it."""
+
 
 def dump(labels: Labels) -> str:
     """Labels as a column holds them."""

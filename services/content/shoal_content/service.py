@@ -38,6 +38,7 @@ from shoal_content.transfer.fetch import Fetcher
 from shoal_content.transfer.holds import Holds
 from shoal_content.transfer.pull import Pulls
 from shoal_content.transfer.push import Pushes, destination
+from shoal_content.transfer.snapshotters import Snapshotters
 from shoal_content.transfer.unpack import Unpacker
 
 log = structlog.get_logger(__name__)
@@ -70,14 +71,17 @@ async def setup(process: Process) -> None:
     holds = Holds(database, store, ingests, trees)
     fetcher = Fetcher(database, store, ingests, holds, process.locks)
     following = Following(database, layout)
-    registries = Registries(process.args.registry_config, process.root / "registry.key")
-    pulls = Pulls(database, store, images, holds, fetcher, following, collector, registries)
+    registries = Registries(
+        process.args.registry_config, process.root / "registry.key", process.node.state / api.REGISTRIES
+    )
+    snapshotters = Snapshotters()
+    pulls = Pulls(database, store, images, holds, fetcher, following, collector, registries, snapshotters)
     pushes = Pushes(database, store, images, holds, registries)
     namespaces = Namespaces(database)
     pool = Pool()
     process.stack.push_async_callback(pool.close)
     stagings = Stagings(process.root, database, store, holds)
-    unpacker = Unpacker(store, following, holds)
+    unpacker = Unpacker(store, following, holds, snapshotters)
     tools = Tools(
         database, store, trees, images, holds, collector, stagings, unpacker, pool, process.node.state / api.ARCHIVES
     )

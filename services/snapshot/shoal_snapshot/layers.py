@@ -26,7 +26,7 @@ from shoal_snapshot.apply.stream import hash_blob
 from shoal_snapshot.apply.worker import Done, Job
 from shoal_snapshot.leases import add_to_lease
 from shoal_snapshot.overlayfs import FUSE_TYPE
-from shoal_snapshot.processors import Processor
+from shoal_snapshot.processors import Processor, chain, programs, read_payloads
 from shoal_snapshot.records import Snapshot
 from shoal_snapshot.snapshots import Snapshots
 from shoal_snapshot.syscalls import syncfs
@@ -50,13 +50,15 @@ class Layers:
         content: Path,
         memory: Path,
         processors: Mapping[str, Processor] = MappingProxyType({}),
+        payloads: Path = Path("/nonexistent"),
     ) -> None:
         """Blobs lie below `content`, the content service's own directory; no other path is looked at. `memory` is a
         directory of this service that those workers lock one at a time that need much of it. `processors` decompress
-        the media types they are named for."""
+        the media types they are named for, with what lies in `payloads` for them."""
         self.snapshots = self._snapshots = snapshots
         self._records, self._db = snapshots.records, snapshots.db
-        self._pool, self._content, self._memory, self._processors = pool, content, memory, processors
+        self._pool, self._content, self._memory = pool, content, memory
+        self._processors, self._payloads = processors, payloads
         self._awaited: dict[tuple[str, str], asyncio.Event] = {}
         """Parents that layers wait for."""
 
@@ -219,7 +221,7 @@ class Layers:
                 self._records.require_whole_layers(snapshot, ctx.id)  # another may have begun meanwhile
                 tx.execute("INSERT OR IGNORE INTO unfinished VALUES (?, ?)", (snapshot.id, ctx.id))
         try:
-            done = await self._extract(ctx, request, job)
+            done = await self._extract(ctx, request, replace(job, over=not empty))
             if request.sync:
                 await in_thread(syncfs, str(root))
             with self._db.write() as tx:
@@ -267,12 +269,14 @@ class Layers:
         place, _, name = path.partition("/")
         if path == request.path or place not in _UNGUESSABLE or "/" in name:
             path = ""  # it is none that the content service gave anyone, and not found
-        processor = self._processors.get(descriptor.media_type)
+        through = chain(self._processors, descriptor.media_type)
+        given = request.payloads if isinstance(request, ApplyLayer) else ""
+        payloads = read_payloads(self._payloads, given) if given and through else {}
         return Job(
-            base=base, path=path, media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size,
+            base=base, path=path, digest=descriptor.digest, size=descriptor.size,
+            media_type=through[-1].returns if through else descriptor.media_type,
             root=str(self._snapshots.snapshotter.layer(snapshot.id)), lowers=self._snapshots.lowers_of(snapshot),
-            command=[processor.path, *processor.args] if processor is not None else [],
-            environment=processor.env if processor is not None else [],
+            programs=programs(self._processors, descriptor.media_type, payloads),
             diff_id=diff_id, growing=growing, memory=str(self._memory), whole=self._snapshots.snapshotter.whole,
         )  # fmt: skip
 

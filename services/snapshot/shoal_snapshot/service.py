@@ -48,13 +48,15 @@ async def setup(process: Process) -> None:
     service = process.service("snapshots, and layers applied to them")
     pool = Pool()
     process.stack.push_async_callback(pool.close)
-    processors = load(process.args.stream_processors)
+    processors, payloads = load(process.args.stream_processors), process.node.state / api.PAYLOADS
     every: dict[str, Layers] = {}
     for snapshotter in working(process.root):
         process.stack.push_async_callback(snapshotter.close)
         snapshots = Snapshots(database, snapshotter)
         process.stack.push_async_callback(snapshots.settled)
-        every[snapshotter.name] = Layers(snapshots, pool, process.node.root_of("content"), process.state, processors)
+        every[snapshotter.name] = Layers(
+            snapshots, pool, process.node.root_of("content"), process.state, processors, payloads
+        )
         register(service, snapshots, every[snapshotter.name])
     works = Works()
     process.stack.push_async_callback(works.close)

@@ -21,26 +21,68 @@ ARCHIVES = "archives"
 _ENTRY = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")
 
 
+class NamePrefix(Message):
+    """What the images of an archive's index are called by (containerd's ImageReference with `is_prefix`).
+
+    An image that has but a tag there gets `name:tag`. One of a whole name keeps that, if `name` is what it begins with,
+    or `allow_overwrite` lets it be any.
+    """
+
+    name: str
+    allow_overwrite: bool = False
+    add_digest: bool = False
+    """It is also called `name@digest`, as is one that gets no other name, and the index."""
+    skip_named_digest: bool = False
+    """But not if it has another name by this prefix."""
+
+
+class UnpackPlatform(Message):
+    """Images of `platform` (empty: this node's own) are unpacked to `snapshotter`."""
+
+    platform: str = ""
+    snapshotter: str = Field(min_length=1)
+
+
+class StoreArchive(Message):
+    """An archive as containerd's transfer service stores one: its index and the index's images, named by rules.
+
+    Of an index only those of `platforms` (exactly; none: all) are taken, and of them the first `manifest_limit` (0:
+    all), in the order of `platforms`. An image that gets no name isn't stored.
+    """
+
+    index_name: str = ""
+    index_names: list[str] = Field(default=[], max_length=1024)
+    """Further names of the index, with `further_labels`."""
+    prefixes: list[NamePrefix] = Field(default=[], max_length=1024)
+    further_labels: Labels = {}
+    """The labels of all that isn't called `index_name`."""
+    platforms: list[str] = Field(default=[], max_length=1024)
+    all_metadata: bool = False
+    """Manifests and configurations of the other platforms, too, without their layers."""
+    manifest_limit: int = Field(default=0, ge=0)
+    unpacks: list[UnpackPlatform] = Field(default=[], max_length=64)
+
+
 class ImportImages(Request):
     """An archive's images, with the names they have in it.
 
-    `base_name` is for those that have but a tag there, or nothing; with it, images of other names are left out, unless
-    `other_names` takes them, too.
+    `base_name` is for those that have but a tag there, or nothing; with it, images of other names are left out.
     `platform` is that of the images to take from an index; empty means this node's own. `all_platforms` takes all.
     """
 
     archive: str = _ENTRY
     base_name: str = ""
-    other_names: bool = False
     digests: bool = False
     """Each image also gets the name `<base name>@<digest>`."""
-    skip_named_digests: bool = False
-    """But for those that have another name."""
     platform: str = ""
     all_platforms: bool = False
     snapshotter: str = "overlayfs"
     """Where the layers are unpacked to; empty only stores them."""
     labels: Labels = {}
+    compress: bool = False
+    """Layers of an archive without manifests of its own (`docker save`'s) are stored by gzip where they are plain."""
+    store: StoreArchive | None = None
+    """Names, platforms and snapshotters by these rules, and not by the fields above."""
 
 
 class ImportedImages(Message):
@@ -54,6 +96,12 @@ class ExportImages(Request):
     archive: str = _ENTRY
     platform: str = ""
     all_platforms: bool = False
+    platforms: list[str] = Field(default=[], max_length=1024)
+    """Exactly these, and what is for none; the first one that there is is what `docker load` takes."""
+    keep_index: bool = False
+    """An index stays what it is also where not all of its images come along; else one of them is exported alone."""
+    skip_docker_manifest: bool = False
+    """No `manifest.json`: `docker load` of old doesn't read the archive then."""
     skip_non_distributable: bool = False
     """Leave out layers that their own descriptors forbid to distribute; whoever reads the archive has to fetch them."""
 
@@ -65,7 +113,7 @@ class ExportedImages(Message):
 
 
 class ArchiveProgress(Message):
-    state: Literal["reading", "storing", "unpacking", "writing", "done"] = "reading"
+    state: Literal["reading", "compressing", "storing", "unpacking", "writing", "done"] = "reading"
     bytes_done: int = 0
     bytes_total: int = 0
     """0 where that isn't known: of a FIFO."""

@@ -6,12 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from shoal_bus.message import Message, Request
+from shoal_bus.api.content.registry import RegistryAccess
+from shoal_bus.message import Message
 from shoal_bus.types import Descriptor, Digest
 from shoal_bus.verb import OperationVerb, behaves
 
 
-class PushImage(Request):
+class PushImage(RegistryAccess):
     """A push of image `name` to `destination`, a reference; empty: to where its name says.
 
     Of an index, one platform's manifest is pushed (`platform`; empty: this node's own), or with `all_platforms` all of
@@ -22,10 +23,6 @@ class PushImage(Request):
     destination: str = Field(default="", max_length=4096)
     platform: str = ""
     all_platforms: bool = False
-    plain_http: bool = False
-    """Speak HTTP without TLS; loopback registries are spoken to so by themselves."""
-    credential: bytes = Field(default=b"", max_length=65536, repr=False)
-    """One's own credential for the registry (`seal_credential`); empty: the node's."""
     max_concurrent_uploads: int = Field(default=3, ge=1, le=32)
 
 

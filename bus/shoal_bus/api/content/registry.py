@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from shoal_bus.client import Client
 
 
+REGISTRIES = "registries"
+"""The directory of links to directories of `hosts.toml` files, below a node's state directory."""
+
+
 class RegistryCredential(Message):
     """Who one is to a registry. It goes to that registry alone, named as references name it (`docker.io`)."""
 
@@ -27,6 +31,24 @@ class RegistryCredential(Message):
     password: str = Field(default="", repr=False)
     identity_token: str = Field(default="", repr=False)
     """Instead of a user and a password: an OAuth 2 refresh token."""
+    headers: dict[str, str] = Field(default={}, repr=False)
+    """What requests to its hosts carry besides; of these, who one is (`Authorization`, `Cookie`) goes to no mirror."""
+
+
+class RegistryAccess(Request):
+    """How a registry is spoken to, in requests for what has to do with one."""
+
+    plain_http: bool = False
+    """Speak HTTP without TLS; loopback registries are spoken to so by themselves."""
+    tls: bool = False
+    """Speak TLS to a loopback registry, too."""
+    credential: bytes = Field(default=b"", max_length=65536, repr=False)
+    """One's own credential for the registry (`seal_credential`); empty: the node's."""
+    hosts: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,127})?$")
+    """Another directory of `hosts.toml` files than the node's: a link to it that somebody (root) has put there, below
+    `<state>/registries`. A request names the link and never a path, as with archives."""
+    log: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,127})?$")
+    """A FIFO in the same place, to which requests and answers are written, but for bodies and who one is."""
 
 
 class KeyRequest(Request):
@@ -39,13 +61,11 @@ class RegistryKey(Message):
     public_key: bytes
 
 
-class ListReferrers(Request):
+class ListReferrers(RegistryAccess):
     """What refers to the image that `name` is in its registry; `artifact_type` empty lists all types."""
 
     name: str = Field(min_length=1, max_length=4096)
     artifact_type: str = Field(default="", max_length=255)
-    plain_http: bool = False
-    credential: bytes = Field(default=b"", max_length=65536, repr=False)
 
 
 class Referrer(Message):

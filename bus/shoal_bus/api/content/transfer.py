@@ -7,24 +7,25 @@ from typing import Literal
 from pydantic import Field
 
 from shoal_bus.api.content.images import Image
-from shoal_bus.message import Message, Request
+from shoal_bus.api.content.registry import RegistryAccess
+from shoal_bus.message import Message
 from shoal_bus.types import Digest, Labels
 from shoal_bus.verb import OperationVerb, behaves
 
 
-class PullImage(Request):
+class PullImage(RegistryAccess):
     """A pull. `name` is a reference; a short one gets Docker's defaults (`docker.io/library/busybox:latest`)."""
 
     name: str = Field(min_length=1, max_length=4096)
     platform: str = ""
     all_platforms: bool = False
     """Also fetch what an index has for other platforms; unpacked is the one for `platform`, or for this node."""
+    platforms: list[str] = Field(default=[], max_length=1024)
+    """Also fetch what an index has for exactly these; without a `platform`, unpacked is the first one that there is."""
+    all_metadata: bool = False
+    """Also fetch an index's other manifests and their configurations, without layers."""
     snapshotter: str = "overlayfs"
     """Where the layers are unpacked to; empty only fetches."""
-    plain_http: bool = False
-    """Speak HTTP without TLS; loopback registries are spoken to so by themselves."""
-    credential: bytes = Field(default=b"", max_length=65536, repr=False)
-    """One's own credential for the registry (`seal_credential`); empty: the node's."""
     labels: Labels = {}
     save_as: str = Field(default="", max_length=4096)
     """The image's name here, as it is; empty: the reference's."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from shoal_bus.api.snapshot.diff import (
     DIFF_APPLY,
     DIFF_COMPUTE,
+    PAYLOADS,
     SNAPSHOT_UNPACK,
     AppliedLayer,
     ApplyLayer,
@@ -77,6 +78,7 @@ __all__ = [
     "GC_OPEN",
     "GC_SWEEP",
     "GID_MAPPING_LABEL",
+    "PAYLOADS",
     "SIZE_LABEL",
     "SNAPSHOTTER_LIST",
     "SNAPSHOT_CLEANUP",

@@ -9,6 +9,9 @@ from shoal_bus.message import Message, Request
 from shoal_bus.types import Descriptor, Digest, Labels, Mount
 from shoal_bus.verb import OperationVerb, behaves
 
+PAYLOADS = "payloads"
+"""The directory of payloads, below a node's state directory."""
+
 
 class ApplyLayer(Request):
     """A layer, applied to what `mounts` describe.
@@ -28,6 +31,9 @@ class ApplyLayer(Request):
     """What the uncompressed layer must hash to; a mismatch is FAILED_PRECONDITION."""
     sync: bool = False
     """Have it on disk before the answer. What is committed is synced then in any case."""
+    payloads: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,127})?$")
+    """What stream processors get at their file descriptor 3: a file below `<state>/payloads` that somebody (root) has
+    put there, JSON of base64 by the processors' names. It may be a key, so that it doesn't come by the bus."""
 
 
 class AppliedLayer(Message):

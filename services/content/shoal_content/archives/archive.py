@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shoal_bus.errors import FailedPrecondition
+from shoal_bus import image_reference as reference
+from shoal_bus.errors import FailedPrecondition, InvalidArgument
 from shoal_bus.types import Descriptor
 
 from shoal_content import media
@@ -37,6 +38,8 @@ class Member:
     path: Path
     digest: str
     size: int
+    uncompressed: str = ""
+    """Its digest before it was compressed here."""
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Archive:
         }
         self._links: dict[str, str] = table["links"]
         self._by_digest = {member.digest: member for member in self._members.values()}
+        self._compressed: dict[str, Member] = {}
         self._read = 0
 
     # ---------------------------------------------------------------------------------------------------------- blobs
@@ -89,12 +93,61 @@ class Archive:
             "the archive holds no images", hint="OCI image layouts and what `docker save` writes can be read"
         )
 
-    def _of_layout(self) -> list[Found]:
+    def index(self) -> tuple[Descriptor, list[Descriptor]]:
+        """The archive's index, and what is in it: a layout's own, or one of Docker's images by all their names."""
+        if self._find("oci-layout") is not None:
+            self._check_layout()
+            member = self._named("index.json")
+            entries = media.read_entries(self._document(member, "index.json"))
+            return Descriptor(media_type=media.OCI_INDEX, digest=member.digest, size=member.size), entries
+        entries = [entry for one in self.images() for entry in self._entries(one)]
+        document = {
+            "schemaVersion": 2, "mediaType": media.OCI_INDEX, "manifests": [media.as_json(entry) for entry in entries],
+        }  # fmt: skip
+        return self._made(media.OCI_INDEX, document), entries
+
+    def plain_layers(self) -> list[Member]:
+        """The layers without compression of an archive that isn't a layout, each once."""
+        if self._find("oci-layout") is not None:
+            return []
+        found: dict[str, Member] = {}
+        for image in self.images():
+            for layer in media.parts(self.open(image.target.digest))[1:]:
+                if layer.media_type == media.DOCKER_LAYER:
+                    found[layer.digest] = self._by_digest[layer.digest]
+        self._read = 0  # they are read again, as they are then
+        return list(found.values())
+
+    def replace(self, layer: Member, path: Path, digest: str, size: int) -> None:
+        """Has a plain layer be stored as what it was compressed to."""
+        self._compressed[layer.digest] = self._by_digest[digest] = Member(path, digest, size, layer.digest)
+
+    def _entries(self, image: Found) -> list[Descriptor]:
+        """An image as an index has it: once for each of its names, which it has in both their forms."""
+        config = media.parts(self.open(image.target.digest))[0]
+        platform = media.read_config(self.open(config.digest)).platform
+        target = image.target.model_copy(update={"platform": platform})
+        if not image.names:
+            return [target]
+        found = []
+        for name in image.names:
+            try:
+                parsed = reference.parse(name)
+            except InvalidArgument as error:
+                raise FailedPrecondition(f"the archive has an image of a name that can't be: {error.message}") from None
+            annotations = {CONTAINERD_NAME: str(parsed), REF_NAME: parsed.tag or str(parsed)}
+            found.append(target.model_copy(update={"annotations": annotations}))
+        return found
+
+    def _check_layout(self) -> None:
         version = self._json("oci-layout", dict).get("imageLayoutVersion")
         if not str(version).startswith("1."):
             raise FailedPrecondition(
                 f"the archive is an OCI layout of version {str(version)[:20]!r}, which isn't known"
             )
+
+    def _of_layout(self) -> list[Found]:
+        self._check_layout()
         found: dict[str, Found] = {}
         for entry in media.read_entries(self._document(self._named("index.json"), "index.json")):
             one = found.setdefault(entry.digest, Found(entry.model_copy(update={"annotations": {}})))
@@ -133,6 +186,9 @@ class Archive:
                 raise FailedPrecondition(
                     f"the archive's layer {layer.digest} isn't the one that its configuration says, {diff_id}"
                 )
+            compressed = self._compressed.get(layer.digest)
+            if compressed is not None:
+                layer, kind = compressed, "gzip"  # noqa: PLW2901 (what it is stored as)
             suffix = "" if kind == "none" else f".{kind}"
             described.append({"mediaType": f"{media.DOCKER_LAYER}{suffix}", "digest": layer.digest, "size": layer.size})
         document = {

@@ -24,9 +24,8 @@ from shoal_content.archives.work.recompress import Recompress
 from shoal_content.blobs.layout import digest_of
 from shoal_content.images import platforms
 from shoal_content.images.selection import Picked, Selection, StoreSource, select
+from shoal_content.labels import UNCOMPRESSED
 
-UNCOMPRESSED = "containerd.io/uncompressed"
-"""The label of a layer's blob that names its diff ID, as containerd's clients look for it."""
 _DOCKER_CONFIG, _OCI_CONFIG = (
     "application/vnd.docker.container.image.v1+json",
     "application/vnd.oci.image.config.v1+json",
@@ -54,6 +53,7 @@ class Conversions:
         if request.compression is None and not request.oci:
             raise InvalidArgument("nothing to convert", hint="give a compression, or oci")
         tools = self._tools
+        await tools.unpacker.require(ctx, request.snapshotter)
         async with tools.begun(ctx) as nonce:
             source = tools.images.record(ctx.namespace, request.source)
             selection = select(
@@ -63,15 +63,14 @@ class Conversions:
             tools.hold(ctx, selection.blobs)
             directory = await tools.stagings.make(ctx.id)
             target = await _Conversion(tools, ctx, request, directory, selection).run()
-            chain: list[str] = []
             image = selection.image
             if request.snapshotter and image is not None and image.manifest and image.config:
-                chain = await tools.unpacker.unpack(
+                await tools.unpacker.unpack(
                     ctx, nonce, request.source, request.snapshotter, image.manifest.layers, image.config.diff_ids,
                     lambda _: None,
                 )  # fmt: skip
             with tools.database.write(durable=True) as tx:
-                made = tools.put_image(tx, ctx, request.name, target, request.labels, chain)
+                made = tools.put_image(tx, ctx, request.name, target, request.labels)
                 tools.end(tx, ctx)
                 ctx.answer(tx, made)
         await tools.collect(ctx)

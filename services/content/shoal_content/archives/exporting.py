@@ -12,7 +12,7 @@ from typing import Any
 from shoal_bus import image_reference as reference
 from shoal_bus.api.content import ArchiveProgress, ExportedImages, ExportImages
 from shoal_bus.context import Context
-from shoal_bus.errors import Aborted
+from shoal_bus.errors import Aborted, InvalidArgument
 from shoal_bus.types import Descriptor
 
 from shoal_content import media
@@ -32,7 +32,8 @@ class Exports:
 
     async def run(self, ctx: Context, request: ExportImages) -> ExportedImages:
         """Writes images to an archive."""
-        platforms.wanted(request.platform)
+        for text in (request.platform, *request.platforms):
+            platforms.wanted(text)
         tools = self._tools
         async with tools.begun(ctx):
             place = archive_place(tools.archives, request.archive)
@@ -45,7 +46,8 @@ class Exports:
             def report(done: int, total: int) -> None:
                 ctx.progress(ArchiveProgress(state="writing", bytes_done=done, bytes_total=total))
 
-            await tools.pool.save(Save(str(place), self._members(named, blobs)), report)
+            members = self._members(named, blobs, docker=not request.skip_docker_manifest)
+            await tools.pool.save(Save(str(place), members), report)
             exported = ExportedImages(names=[name for name, _ in named], size=sum(blob.size for blob in blobs.values()))
             with tools.database.write() as tx:
                 tools.end(tx, ctx)
@@ -64,14 +66,18 @@ class Exports:
             image.target,
             platform=request.platform,
             all_platforms=request.all_platforms,
+            only=request.platforms,
+            unpackable=False,
             skip_non_distributable=request.skip_non_distributable,
         )
-        if not selection.whole and selection.image is not None:
+        if not selection.whole and not request.keep_index and selection.image is not None:
             # What is in an archive is whole: not an index most of whose images are missing.
             return name, _alone(selection, selection.image)
         return name, selection
 
-    def _members(self, named: list[tuple[str, Selection]], blobs: dict[str, Descriptor]) -> list[dict[str, Any]]:
+    def _members(
+        self, named: list[tuple[str, Selection]], blobs: dict[str, Descriptor], *, docker: bool
+    ) -> list[dict[str, Any]]:
         members: list[dict[str, Any]] = [{"name": "blobs"}]
         members += [{"name": f"blobs/{algorithm}"} for algorithm in sorted({d.partition(":")[0] for d in blobs})]
         members += [
@@ -89,9 +95,9 @@ class Exports:
             "manifests": [_entry(name, selection.target) for name, selection in named],
         }
         members.append({"name": "index.json", "text": _compact(index)})
-        docker = _docker_manifests(named, blobs)
-        if docker:
-            members.append({"name": "manifest.json", "text": _compact(docker)})
+        manifests = _docker_manifests(named, blobs) if docker else []
+        if manifests:
+            members.append({"name": "manifest.json", "text": _compact(manifests)})
         members.append({"name": "oci-layout", "text": _compact({"imageLayoutVersion": "1.0.0"})})
         return sorted(members, key=lambda member: str(member["name"]))
 
@@ -110,8 +116,11 @@ def _alone(selection: Selection, image: Picked) -> Selection:
 
 def _entry(name: str, target: Descriptor) -> dict[str, Any]:
     """An image in the layout's index, under its whole name and its tag (image-spec, annotations.md)."""
-    parsed = reference.parse(name)
-    annotations = {CONTAINERD_NAME: name} | ({REF_NAME: parsed.tag} if parsed.tag else {})
+    try:
+        tag = reference.parse(name).tag
+    except InvalidArgument:
+        tag = ""  # an image may be called anything here
+    annotations = {CONTAINERD_NAME: name} | ({REF_NAME: tag} if tag else {})
     return media.as_json(target.model_copy(update={"annotations": target.annotations | annotations}))
 
 

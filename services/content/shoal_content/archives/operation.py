@@ -73,10 +73,8 @@ class Tools:
             if not self.store.sees(ctx.namespace, digest):
                 raise NotFound(f"blob {digest}: was removed meanwhile", hint="pull its image again")
 
-    def put_image(
-        self, tx: Transaction, ctx: Context, name: str, target: Descriptor, labels: Labels, chain: Collection[str]
-    ) -> Image:
-        """The record of an image that an operation has made, to which the snapshots of `chain` belong from here on."""
+    def put_image(self, tx: Transaction, ctx: Context, name: str, target: Descriptor, labels: Labels) -> Image:
+        """The record of an image that an operation has made, to which its snapshots belong from here on."""
         old = self.images.find(ctx.namespace, name)
         kept = old.labels if old is not None else {}
         image = self.images.put(tx, ctx.namespace, name, target, kept | labels, ctx.id)

@@ -106,6 +106,7 @@ class Checks:
     async def unpack(self, ctx: Context, request: UnpackImage) -> UnpackedImage:
         """Unpacks an image whose blobs are here."""
         tools = self._tools
+        await tools.unpacker.require(ctx, request.snapshotter)
         async with tools.begun(ctx) as nonce:
             image = tools.images.record(ctx.namespace, request.name)
             source = StoreSource(tools.store, ctx.namespace)

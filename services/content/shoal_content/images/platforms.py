@@ -84,6 +84,11 @@ def best(wanted: Sequence[Platform], offered: Sequence[Platform | None]) -> int 
     return None
 
 
+def same(platform: Platform, *others: Platform) -> bool:
+    """Whether a platform is exactly one of others, which are in their one spelling."""
+    return any(_same(normalise(platform), other) for other in others)
+
+
 def _same(a: Platform, b: Platform) -> bool:
     return (a.os, a.architecture, a.variant) == (b.os, b.architecture, b.variant)
 

@@ -9,6 +9,8 @@ they attest where they are there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from shoal_bus.types import Descriptor
 
 from shoal_content import media
 from shoal_content.blobs.store import Store
+from shoal_content.images import platforms
 from shoal_content.images.tree import choose_manifest
 from shoal_content.media import Config, Manifest
 
@@ -82,18 +85,24 @@ def select(
     *,
     platform: str,
     all_platforms: bool,
+    only: Sequence[str] = (),
+    unpackable: bool = True,
     skip_non_distributable: bool = False,
 ) -> Selection:
-    """What of an image is meant. NOT_FOUND names the first blob that isn't there, FAILED_PRECONDITION what is wrong."""
-    return _Selecting(source, name, skip_non_distributable).run(target, platform, all_platforms)
+    """What of an image is meant. NOT_FOUND names the first blob that isn't there, FAILED_PRECONDITION what is wrong.
+
+    `only` are platforms of which all are meant, instead of the best one for `platform`. Without `unpackable`, it is no
+    error that an image's configuration doesn't go with its layers: it is copied as it is.
+    """
+    return _Selecting(source, name, skip_non_distributable, unpackable).run(target, platform, all_platforms, only)
 
 
 class _Selecting:
-    def __init__(self, source: Source, name: str, skip_non_distributable: bool) -> None:
-        self._source, self._name, self._skip = source, name, skip_non_distributable
+    def __init__(self, source: Source, name: str, skip_non_distributable: bool, unpackable: bool) -> None:
+        self._source, self._name, self._skip, self._unpackable = source, name, skip_non_distributable, unpackable
         self._read = 0
 
-    def run(self, target: Descriptor, platform: str, all_platforms: bool) -> Selection:
+    def run(self, target: Descriptor, platform: str, all_platforms: bool, only: Sequence[str]) -> Selection:
         found = Selection(target)
         data = self._document(target)
         if media.kind_of(data, target.media_type) not in media.INDEXES:
@@ -103,7 +112,12 @@ class _Selecting:
             return found
         entries = self._entries(found, target, data, 0)
         images = [entry for entry in entries if not media.is_attestation(entry)]
-        wanted = images if all_platforms else [choose_manifest(self._name, images, platform)]
+        if all_platforms:
+            wanted = images
+        elif only:
+            wanted = self._exactly(images, only)
+        else:
+            wanted = [choose_manifest(self._name, images, platform)]
         found.whole = len(wanted) == len(images)
         for entry in wanted:
             self._pick(found, entry, self._document(entry))
@@ -112,12 +126,18 @@ class _Selecting:
             if media.is_attestation(entry) and (all_platforms or entry.annotations.get(media.ATTESTED) in digests):
                 self._pick_if_there(found, entry)
         picked = [one for one in found.manifests if one.config is not None and one.descriptor.digest in digests]
-        if picked:
-            try:
-                own = choose_manifest(self._name, [one.descriptor for one in picked], platform)
-            except NotFound:
-                return found
-            found.image = next(one for one in picked if one.descriptor is own)
+        for text in only or [platform] if picked else []:
+            with suppress(NotFound):
+                own = choose_manifest(self._name, [one.descriptor for one in picked], text)
+                found.image = next(one for one in picked if one.descriptor is own)
+                break
+        return found
+
+    def _exactly(self, images: list[Descriptor], only: Sequence[str]) -> list[Descriptor]:
+        asked = [platforms.parse(text) for text in only]
+        found = [one for one in images if one.platform is None or platforms.same(one.platform, *asked)]
+        if not found:
+            raise NotFound(f"image {self._name}: has nothing for {' or '.join(map(str, asked))}")
         return found
 
     def _entries(self, found: Selection, index: Descriptor, data: bytes, depth: int) -> list[Descriptor]:
@@ -142,12 +162,14 @@ class _Selecting:
         if not media.is_artifact(data) and not media.is_attestation(entry):
             manifest = media.read_manifest(data)
             config = media.read_config(self._document(manifest.config))
-            if len(manifest.layers) != len(config.diff_ids):
+            fits = len(manifest.layers) == len(config.diff_ids)
+            if not fits and self._unpackable:
                 raise FailedPrecondition(
                     f"image {self._name}: its manifest has {len(manifest.layers)} layers,"
                     f" its configuration {len(config.diff_ids)}"
                 )
-            picked = Picked(entry, data, manifest, config)
+            if fits:
+                picked = Picked(entry, data, manifest, config)
         for child in media.parts(data):
             if self._skip and child.media_type in media.NON_DISTRIBUTABLE:
                 continue

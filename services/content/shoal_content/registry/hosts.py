@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shoal_bus.errors import FailedPrecondition
+from shoal_bus.errors import FailedPrecondition, InvalidArgument
 from shoal_bus.image_reference import DEFAULT_DOMAIN, Reference, is_repository
 from yarl import URL
 
@@ -49,6 +49,12 @@ _KNOWN = frozenset(
     {"capabilities", "ca", "client", "skip_verify", "header", "override_path", "rewrite", "dial_timeout"}
 )
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m)")
+_WHO_ONE_IS = frozenset({"authorization", "cookie", "proxy-authorization"})
+_OURS = frozenset({
+    "accept-encoding", "connection", "content-length", "content-range", "content-type", "host", "if-range", "range",
+    "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
+"""Headers that say what a request is about."""
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -109,12 +115,12 @@ class Host:
         return (self.tls if mine else self.tls_elsewhere) or True
 
 
-def hosts_of(reference: Reference, directory: Path, *, plain_http: bool = False) -> list[Host]:
+def hosts_of(reference: Reference, directory: Path, *, plain_http: bool = False, tls: bool = False) -> list[Host]:
     """The hosts to ask for a reference's registry, in their order. FAILED_PRECONDITION for a file that makes no sense.
 
     Reads files, and certificates: not for the event loop's thread.
     """
-    own = _own(reference.domain, plain_http=plain_http)
+    own = _own(reference.domain, plain_http=plain_http, tls=tls)
     found = _directory(directory, reference.domain)
     if found is None:
         return [own]
@@ -130,6 +136,25 @@ def hosts_of(reference: Reference, directory: Path, *, plain_http: bool = False)
         raise FailedPrecondition(f"{place}: {problem}", hint="see hosts.toml in containerd's documentation") from None
 
 
+def with_headers(host: Host, headers: Mapping[str, str]) -> Host:
+    """A host to whose requests a caller has added headers; its configuration's own count more.
+
+    A mirror isn't told who the caller is.
+    """
+    own = {key.lower() for key, _ in host.headers}
+    own |= _WHO_ONE_IS if host.mirrors and not host.server else set()
+    return replace(host, headers=host.headers + tuple((k, v) for k, v in headers.items() if k.lower() not in own))
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """INVALID_ARGUMENT for a header that can't be sent, or isn't a caller's to say. No value is told."""
+    for key, value in headers.items():
+        if not _HEADER.fullmatch(key) or not value.isprintable():
+            raise InvalidArgument(f"header {key[:100]!r}: can't be sent to a registry")
+        if key.lower() in _OURS:
+            raise InvalidArgument(f"header {key}: isn't a client's to say")
+
+
 def is_loopback(name: str) -> bool:
     """Whether a host's name or address stands for this machine."""
     if name == "localhost":
@@ -140,7 +165,7 @@ def is_loopback(name: str) -> bool:
         return False
 
 
-def _own(domain: str, *, plain_http: bool) -> Host:
+def _own(domain: str, *, plain_http: bool, tls: bool) -> Host:
     name = _DOCKER_HUB if domain == DEFAULT_DOMAIN else domain
     try:
         url = URL(f"https://{name}/v2", encoded=True)
@@ -150,7 +175,7 @@ def _own(domain: str, *, plain_http: bool) -> Host:
         sensible = False
     if not sensible:
         raise FailedPrecondition(f"registry {domain[:255]}: not a host and a port")
-    if not (plain_http or loopback):
+    if tls or not (plain_http or loopback):
         return Host(url, server=True)
     return Host(URL(f"http://{name}/v2", encoded=True), given=not plain_http, server=True)
 

@@ -7,7 +7,7 @@ where one has nothing, refuses, or isn't there; bytes of a wrong digest are an e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -26,9 +26,10 @@ from shoal_content.registry import credentials, referrers
 from shoal_content.registry import headers as said
 from shoal_content.registry.auth import Authorizer
 from shoal_content.registry.credentials import Credential
-from shoal_content.registry.hosts import DEFAULT_DIRECTORY, PULL, PUSH, RESOLVE, Host, hosts_of
+from shoal_content.registry.hosts import DEFAULT_DIRECTORY, PULL, PUSH, RESOLVE, Host, hosts_of, with_headers
 from shoal_content.registry.resolver import Body, Interrupted, Referrer, Resolver, Source
 from shoal_content.registry.tokens import Scopes, Tokens
+from shoal_content.registry.tracing import RequestLog
 from shoal_content.registry.transport import (
     CHUNK,
     Patience,
@@ -54,8 +55,9 @@ class HttpResolver(Resolver):
     """One repository of one registry, for one pull; with `push`, for one push.
 
     `directory` holds the `hosts.toml` files. `credential` is the caller's own: without it, the node's are used, which
-    go nowhere in the clear because a caller wants it so. `tokens` are kept between resolvers. `piece` is how many bytes
-    of a blob are sent at once; 0 for all of them. `waiting` is told what a registry has us wait for.
+    go nowhere in the clear because a caller wants it so. `headers` are the caller's, too; with `tls`, that is spoken on
+    loopback as well. `tokens` are kept between resolvers. `piece` is how many bytes of a blob are sent at once; 0 for
+    all of them. `waiting` is told what a registry has us wait for, and the FIFO `log` what it is asked and answers.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class HttpResolver(Resolver):
         reference: Reference,
         *,
         plain_http: bool = False,
+        tls: bool = False,
+        headers: Mapping[str, str] | None = None,
         push: bool = False,
         directory: Path = DEFAULT_DIRECTORY,
         credential: Credential | None = None,
@@ -70,8 +74,11 @@ class HttpResolver(Resolver):
         patience: Patience | None = None,
         piece: int = 0,
         waiting: Waiting = lambda told: None,
+        log: Path | None = None,
     ) -> None:
-        self._reference, self._plain_http, self._push = reference, plain_http, push
+        self._log = log
+        self._reference, self._plain_http, self._tls, self._push = reference, plain_http, tls, push
+        self._headers = headers or {}
         self._directory, self._credential = directory, credential
         self._tokens = tokens if tokens is not None else Tokens()
         self._patience, self._piece, self._waiting = patience or Patience(), piece, waiting
@@ -82,7 +89,15 @@ class HttpResolver(Resolver):
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            hosts = await asyncio.to_thread(hosts_of, self._reference, self._directory, plain_http=self._plain_http)
+            found = await asyncio.to_thread(
+                hosts_of, self._reference, self._directory, plain_http=self._plain_http, tls=self._tls
+            )
+            hosts = [with_headers(host, self._headers) for host in found]
+            traces = []
+            if self._log is not None:
+                requests = RequestLog(self._log)
+                stack.callback(requests.close)
+                traces = [requests.config]
             # Compressed layers stay as they are; the environment's netrc isn't for us.
             session = await stack.enter_async_context(
                 aiohttp.ClientSession(
@@ -91,6 +106,7 @@ class HttpResolver(Resolver):
                     cookie_jar=aiohttp.DummyCookieJar(),
                     headers={"User-Agent": "shoal", "Accept-Encoding": "identity"},
                     read_bufsize=CHUNK,
+                    trace_configs=traces,
                 )
             )
             for host in hosts:

@@ -28,8 +28,12 @@ class Beyond:
         self._resolver, self._reference, self._keep, self._fetch = resolver, reference, keep, fetch
         self._seen: set[str] = set()
 
-    async def manifests(self, entries: Iterable[Descriptor], depth: int = 0) -> None:
-        """An index's entries, and what is in indexes among them."""
+    def leave_out(self, manifest: Descriptor) -> None:
+        """Somebody else fetches that one, with all that it leads to."""
+        self._seen.add(manifest.digest)
+
+    async def manifests(self, entries: Iterable[Descriptor], depth: int = 0, *, layers: bool = True) -> None:
+        """An index's entries, and what is in indexes among them; without `layers`, their configurations alone."""
         for entry in entries:
             if entry.digest in self._seen:
                 continue
@@ -39,13 +43,14 @@ class Beyond:
             data = await self._resolver.manifest(self._reference, entry)
             await self._keep(entry, data)
             if media.kind_of(data, entry.media_type) in media.INDEXES:
-                await self.manifests(media.read_entries(data), depth + 1)
+                await self.manifests(media.read_entries(data), depth + 1, layers=layers)
             else:
-                await self.blobs_of(data)
+                await self.blobs_of(data, layers=layers)
 
-    async def blobs_of(self, manifest: bytes) -> None:
+    async def blobs_of(self, manifest: bytes, *, layers: bool = True) -> None:
         """A manifest's configuration and layers, side by side."""
-        children = {one.digest: one for one in media.parts(manifest)}
+        parts = media.parts(manifest)
+        children = {one.digest: one for one in (parts if layers else parts[:1])}
         await gather(*(self._fetched(one) for one in children.values()))
 
     async def _fetched(self, blob: Descriptor) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from shoal_bus import image_reference as reference
@@ -35,6 +36,7 @@ from shoal_content.transfer.beyond import Beyond
 from shoal_content.transfer.fetch import Fetcher
 from shoal_content.transfer.holds import Holds
 from shoal_content.transfer.progress import Progress
+from shoal_content.transfer.snapshotters import Snapshotters
 
 _UNPACK_TRIES = 5
 
@@ -52,19 +54,20 @@ class Pulls:
         following: Following,
         collector: Collector,
         registries: Registries,
+        snapshotters: Snapshotters,
     ) -> None:
-        self.registries = registries
+        self.registries, self.snapshotters = registries, snapshotters
         self.db, self.store, self.images, self.holds = database, store, images, holds
         self.fetcher, self.following, self.collector = fetcher, following, collector
 
     async def pull(self, ctx: Context, request: PullImage) -> Image:
         """Fetches an image, verifies and unpacks it."""
         wanted = reference.parse(request.name)
-        platforms.wanted(request.platform)  # one that can't be read is refused before anything is asked for
+        for text in (request.platform, *request.platforms):
+            platforms.wanted(text)  # one that can't be read is refused before anything is asked for
+        await self.snapshotters.require(ctx, request.snapshotter)
         progress = Progress(str(wanted), ctx.progress)
-        resolver = self.registries.resolver(
-            wanted, plain_http=request.plain_http, sealed=request.credential, waiting=progress.waiting
-        )
+        resolver = self.registries.resolver(wanted, request, waiting=progress.waiting)
         nonce = self.holds.begin(ctx.id, ctx.namespace, request.save_as or str(wanted), ctx.lease)
         try:
             async with resolver:
@@ -101,6 +104,7 @@ class _Pull:
         self._pulls, self._ctx, self._request = pulls, ctx, request
         self._wanted, self._resolver, self._nonce = wanted, resolver, nonce
         self._progress = progress
+        self._platform = request.platform
         self._slots = asyncio.Semaphore(request.max_concurrent_downloads)
 
     async def run(self) -> Image:
@@ -111,11 +115,22 @@ class _Pull:
         if manifest is not None:
             self._progress.layers(manifest.layers)
             config = await self._config(manifest)
-            check(str(self._wanted), manifest, config, self._request.platform)
+            check(str(self._wanted), manifest, config, self._platform)
             await self._layers(manifest.layers, config.diff_ids)
-        if self._request.all_platforms and target.media_type in media.INDEXES:
-            await beyond.manifests(media.read_entries(data))
+        if target.media_type in media.INDEXES:
+            await self._others(beyond, media.read_entries(data))
         return await self._record(target)
+
+    async def _others(self, beyond: Beyond, entries: Sequence[Descriptor]) -> None:
+        """What is wanted of an index besides what was chosen of it."""
+        if self._request.all_platforms:
+            await beyond.manifests(entries)
+            return
+        asked = [platforms.parse(text) for text in self._request.platforms]
+        fitting = [one for one in entries if one.platform is not None and platforms.same(one.platform, *asked)]
+        await beyond.manifests(fitting)
+        if self._request.all_metadata:
+            await beyond.manifests(entries, layers=False)
 
     async def _choose(self, target: Descriptor, data: bytes, beyond: Beyond) -> media.Manifest | None:
         """Keeps the target and, where it is an index, the manifest for the platform; None: there is none to unpack."""
@@ -123,12 +138,13 @@ class _Pull:
         if target.media_type in media.INDEXES:
             await self._keep(target, data)
             try:
-                chosen = choose_manifest(name, media.read_index(data), self._request.platform)
+                chosen = self._chosen(name, media.read_index(data))
             except NotFound:
                 if self._request.all_platforms and not self._request.platform:
                     return None
                 raise
             data, target = await self._resolver.manifest(self._wanted, chosen), chosen
+            beyond.leave_out(chosen)
         if media.is_artifact(data):
             await self._keep(target, data)
             await beyond.blobs_of(data)
@@ -136,6 +152,18 @@ class _Pull:
         manifest = media.read_manifest(data)
         await self._keep(target, data)
         return manifest
+
+    def _chosen(self, name: str, offered: list[Descriptor]) -> Descriptor:
+        """The manifest for the platform, or for the first of several that there is."""
+        request = self._request
+        several = request.platforms if request.platforms and not request.platform else [request.platform]
+        for text in several[:-1]:
+            with suppress(NotFound):
+                chosen = choose_manifest(name, offered, text)
+                self._platform = text
+                return chosen
+        self._platform = several[-1]
+        return choose_manifest(name, offered, several[-1])
 
     async def _fetch_beyond(self, descriptor: Descriptor) -> None:
         at = self._progress.beyond(descriptor)

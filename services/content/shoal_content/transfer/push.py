@@ -58,9 +58,7 @@ class Pushes:
             for one in [plan.target, *plan.blobs, *(one for level in plan.manifests for one in level)]:
                 self.holds.hold_blob(ctx.id, ctx.namespace, one.digest)
                 await asyncio.sleep(0)
-            resolver = self.registries.resolver(
-                to, plain_http=request.plain_http, sealed=request.credential, push=True, waiting=progress.waiting
-            )
+            resolver = self.registries.resolver(to, request, push=True, waiting=progress.waiting)
             async with resolver:
                 await _Push(self, ctx, request, to, planner, plan, resolver, progress).run()
         except BaseException as error:

@@ -13,6 +13,7 @@ from shoal_content import media
 from shoal_content.blobs.following import Following
 from shoal_content.blobs.store import Store
 from shoal_content.transfer.holds import Holds
+from shoal_content.transfer.snapshotters import Snapshotters
 
 _TRIES = 5
 
@@ -20,8 +21,9 @@ _TRIES = 5
 class Unpacker:
     """Has the snapshot service unpack what an operation holds; the snapshots are held by it as well."""
 
-    def __init__(self, store: Store, following: Following, holds: Holds) -> None:
+    def __init__(self, store: Store, following: Following, holds: Holds, snapshotters: Snapshotters) -> None:
         self._store, self._following, self._holds = store, following, holds
+        self.require = snapshotters.require
 
     async def unpack(
         self,
@@ -51,7 +53,7 @@ class Unpacker:
                     diff_id=diff_ids[at],
                 )
                 try:
-                    await self._have_unpacked(ctx, f"{nonce}.{chain_id[-16:]}", snapshotter, request)
+                    await self._have_unpacked(ctx, f"{nonce}.{snapshotter}.{chain_id[-16:]}", snapshotter, request)
                 except Cancelled:
                     raise
                 except ShoalError as error:

@@ -11,6 +11,7 @@ function and name its magic and its media type's ending in `_KNOWN`; one that is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from shoal_bus.archive.decompress import GZIP_MAGIC, ZSTD_MAGIC, gzip, plain, zstd
 from shoal_bus.archive.zstd_frames import Source
@@ -18,6 +19,15 @@ from shoal_bus.archive.zstd_frames import Source
 from shoal_snapshot.apply.errors import Unacceptable
 
 Decompressor = Callable[[Source], Iterator[bytes]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One that decompresses. `environment` (`KEY=value`) comes beside this process's own. None for no `payload`."""
+
+    command: list[str]
+    environment: list[str]
+    payload: bytes | None = None
 
 
 _KNOWN: list[tuple[str, bytes, tuple[str, ...], Decompressor]] = [

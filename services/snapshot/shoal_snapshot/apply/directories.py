@@ -69,8 +69,9 @@ class Directories:
 
     def __init__(self, root: str, lowers: Sequence[str] = (), *, detached: bool = False) -> None:
         self._root_fd = os.open(root, _FLAGS)
+        self._lowers = tuple(os.fsencode(lower) for lower in lowers)
         opaque = overlay.is_opaque(self._root_fd)
-        below = () if opaque else tuple(os.fsencode(lower) for lower in lowers)
+        below = () if opaque else self._lowers
         inherits = bool(os.fstat(self._root_fd).st_mode & stat.S_ISGID)
         self.root = Directory(b"", below, inherits, uncertain=detached and not opaque)
         self._known: dict[bytes, Directory] = {b"": self.root}
@@ -194,8 +195,13 @@ class Directories:
 
     def hide(self, directory: Directory) -> None:
         """Makes a directory opaque: nothing below shows through it."""
-        if not (self.root.below or self.root.uncertain or directory.below or directory.uncertain):
+        if not (self._lowers or self.root.uncertain or directory.uncertain):
             return
+        if not directory.path:
+            if directory.uncertain:
+                raise NeedsParent
+            for name in overlay.hide_names(self._lowers, self._root_fd):
+                self.hide(self.enter(self.root, name, fresh=False))
         overlay.make_opaque(self.fd(directory))
         self.forget()  # what is below it has changed for all that lies in it
         directory.below, directory.uncertain = (), False

@@ -1,9 +1,8 @@
 """Writes the entries of a layer into a directory (OCI image-spec, layer.md, "Applying Changesets").
 
 The later of two entries with one name wins. Whiteouts become what overlayfs understands where there are layers below,
-removals where the directory holds the whole tree, and nothing where there is nothing. The archive's own root entry is
-passed over, as containerd does: many tools write
-whatever directory they happened to run in.
+removals of what the directory holds already, and nothing where there is nothing. The archive's own root entry is
+passed over, as containerd does: many tools write whatever directory they happened to run in.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from shoal_snapshot import disk
 from shoal_snapshot.apply import overlay
 from shoal_snapshot.apply.directories import Attributes, Directories, Directory, read_xattrs, set_xattrs
 from shoal_snapshot.apply.errors import NeedsParent, Unacceptable, of_os_error, shown
-from shoal_snapshot.apply.whole import Whole, forget_xattrs
+from shoal_snapshot.apply.filled import Filled, forget_xattrs
 
 MAX_ENTRIES = 10_000_000
 _WHITEOUT = b".wh."
@@ -47,15 +46,15 @@ class Extracted:
 
 
 def extract(
-    reader: TarReader, root: str, lowers: Sequence[str] = (), *, detached: bool = False, whole: bool = False
+    reader: TarReader, root: str, lowers: Sequence[str] = (), *, detached: bool = False, filled: bool = False
 ) -> Extracted:
     """Extracts an archive into `root`, whose layers below are `lowers`. The process's umask must be 0.
 
-    `detached`: there are layers below, but nobody knows yet what they hold. NeedsParent where that matters. `whole`:
-    what the layers below make together is in `root` already.
+    `detached`: there are layers below, but nobody knows yet what they hold. NeedsParent where that matters. `filled`:
+    there is something in `root` that the archive may take away: another layer, or all that its parents make together.
     """
     directories = Directories(root, lowers, detached=detached)
-    extractor = _Extractor(reader, directories, bool(lowers) or detached, Whole() if whole else None)
+    extractor = _Extractor(reader, directories, bool(lowers) or detached, Filled() if filled else None)
     count = 0
     try:
         for entry in reader:
@@ -84,8 +83,8 @@ def extract(
 
 
 class _Extractor:
-    def __init__(self, reader: TarReader, directories: Directories, layered: bool, whole: Whole | None) -> None:
-        self._reader, self._directories, self._layered, self._whole = reader, directories, layered, whole
+    def __init__(self, reader: TarReader, directories: Directories, layered: bool, filled: Filled | None) -> None:
+        self._reader, self._directories, self._layered, self._filled = reader, directories, layered, filled
 
     def add(self, entry: Entry) -> None:
         path = _clean(entry.name)
@@ -98,7 +97,7 @@ class _Extractor:
         if name.startswith(_WHITEOUT):
             self._white_out(parent, name)
             return
-        first = self._whole is not None and self._whole.bring(_join(parent, name))
+        first = self._filled is not None and self._filled.bring(_join(parent, name))
         if entry.kind == REGULAR:
             self._file(entry, parent, name)
         elif entry.kind == DIRECTORY:
@@ -184,7 +183,7 @@ class _Extractor:
 
     def _white_out(self, parent: Directory, name: bytes) -> None:
         """A whiteout hides what layers below have, and nothing of its own layer."""
-        if not self._layered and self._whole is None:
+        if not self._layered and self._filled is None:
             return
         if name == _OPAQUE:
             self._hide(parent)
@@ -194,11 +193,14 @@ class _Extractor:
             return  # .wh..wh.*: aufs' own files
         if hidden in (b"", b".", b".."):
             raise Unacceptable(f"{shown(name)}: a whiteout of nothing")
-        fd = self._directories.fd(parent)
-        if self._whole is not None:
-            if self._whole.take_away(_join(parent, hidden), hidden, fd):
+        if self._filled is not None:
+            if self._layered and overlay.hides(hidden, self._directories.fd(parent)):
+                return
+            if self._filled.take_away(_join(parent, hidden), hidden, self._directories.fd(parent)):
                 self._directories.forget()
-            return
+            if not self._layered or overlay.look_below(parent.below, hidden) is None:
+                return
+        fd = self._directories.fd(parent)
         try:
             overlay.whiteout(hidden, fd)
             if parent.inherits:
@@ -208,11 +210,10 @@ class _Extractor:
                 self._directories.hide(self._directories.enter(parent, hidden, fresh=False))
 
     def _hide(self, parent: Directory) -> None:
-        if self._whole is None:
-            self._directories.hide(parent)
-            return
-        self._whole.clear(parent.path, self._directories.fd(parent))
-        self._directories.forget()
+        if self._filled is not None:
+            self._filled.clear(parent.path, self._directories.fd(parent))
+            self._directories.forget()
+        self._directories.hide(parent)
 
     # ---------------------------------------------------------------------------------------------------------- helpers
 

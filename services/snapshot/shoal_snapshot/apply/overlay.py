@@ -57,6 +57,14 @@ def whiteout(name: bytes, dir_fd: int) -> None:
     os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
 
 
+def hides(name: bytes, dir_fd: int) -> bool:
+    """Whether `name` is marked as removed already."""
+    try:
+        return is_whiteout(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
 def look_below(directories: Sequence[bytes], name: bytes) -> Below | None:
     """What `name` is in a directory that is merged of `directories`, the highest first; None if it isn't there.
 
@@ -79,3 +87,20 @@ def look_below(directories: Sequence[bytes], name: bytes) -> Below | None:
         if is_opaque(path):
             break
     return Below(first, tuple(found)) if first is not None else None
+
+
+def hide_names(lowers: Sequence[bytes], root_fd: int) -> list[bytes]:
+    """Hides all that layers below have in their roots, name by name: the kernel doesn't look whether a root is opaque.
+
+    What isn't done yet are the directories that the uppermost root has at such names, which are returned.
+    """
+    there: list[bytes] = []
+    for name in sorted({name for lower in lowers for name in os.listdir(lower)}):  # noqa: PTH208 (bytes)
+        if look_below(lowers, name) is None:
+            continue
+        try:
+            whiteout(name, root_fd)
+        except FileExistsError:
+            if stat.S_ISDIR(os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode):
+                there.append(name)
+    return there

@@ -20,9 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from shoal_snapshot.apply.decompress import decompressor_of
+from shoal_snapshot.apply.decompress import Program, decompressor_of
 from shoal_snapshot.apply.errors import ApplyError, Corrupt, StartedOver, Starved
-from shoal_snapshot.apply.external import external
 from shoal_snapshot.syscalls import open_beneath
 
 MAX_LAYER_BYTES = 1 << 40
@@ -51,8 +50,8 @@ class Blob:
     digest: str
     size: int
     growing: bool = False
-    processor: tuple[list[str], list[str]] | None = None
-    """The program that decompresses it, and that one's environment."""
+    programs: tuple[Program, ...] = ()
+    """What it goes through before it is of that media type."""
 
     def open(self, flags: int = 0) -> int:
         """A descriptor of the file. NOT_FOUND whatever the reason: nothing is told of what isn't for its reader."""
@@ -244,14 +243,20 @@ class LayerStream:
                 code="FAILED_PRECONDITION",
             )
 
+    def _plain(self) -> Iterator[bytes]:
+        """The uncompressed stream, as it comes."""
+        source, media_type = self._source, self._blob.media_type
+        if not self._blob.programs:
+            return decompressor_of(media_type, source.peek(16))(source)
+        from shoal_snapshot.apply.external import external  # starts programs: not every worker needs it
+
+        between = _Between(external(self._blob.programs)(source), source)
+        return decompressor_of(media_type, between.peek(16))(between)
+
     def _read(self) -> None:
         put: Callable[[Any], None] = self._queue.put
         try:
-            if self._blob.processor is not None:
-                decompress = external(*self._blob.processor)
-            else:
-                decompress = decompressor_of(self._blob.media_type, self._source.peek(16))
-            for chunk in decompress(self._source):
+            for chunk in self._plain():
                 if self._stop.is_set():
                     return
                 self._diff.update(chunk)
@@ -265,6 +270,26 @@ class LayerStream:
             put(None)
         except Exception as error:  # noqa: BLE001 (handed over: `chunks` raises it)
             put(error)
+
+
+class _Between:
+    """What programs write, for the decompressor of what that is."""
+
+    def __init__(self, chunks: Iterator[bytes], source: Source) -> None:
+        self._chunks, self._held = chunks, b""
+        self.reserve = source.reserve
+
+    def peek(self, size: int) -> bytes:
+        """The first bytes, which stay to be read."""
+        while len(self._held) < size and (chunk := next(self._chunks, b"")):
+            self._held += chunk
+        return self._held[:size]
+
+    def read(self, size: int = -1, /) -> bytes:
+        data, self._held = self._held or next(self._chunks, b""), b""
+        if 0 < size < len(data):
+            data, self._held = data[:size], data[size:]
+        return data
 
 
 def check_digest(digest: str, found: str) -> None:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 import threading
+from base64 import b64decode
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 from shoal_bus.archive.tar import TarReader
 
 from shoal_snapshot import disk
+from shoal_snapshot.apply.decompress import Program
 from shoal_snapshot.apply.errors import ApplyError, NeedsParent, StartedOver, Starved, of_os_error
 from shoal_snapshot.apply.extract import extract
 from shoal_snapshot.apply.stream import Blob, LayerStream
@@ -40,9 +42,8 @@ class Job:
     root: str
     lowers: list[str] = field(default_factory=list)
     """The layers below, the highest first."""
-    command: list[str] = field(default_factory=list)
-    environment: list[str] = field(default_factory=list)
-    """The program that decompresses it, where it isn't one of ours."""
+    programs: list[dict[str, Any]] = field(default_factory=list)
+    """What it goes through before it is of `media_type`: `command`, `environment`, and `payload` in base64."""
     memory: str = ""
     """A directory that whoever needs much memory locks meanwhile, so that only one does."""
     detached: bool = False
@@ -52,12 +53,17 @@ class Job:
     """The blob is still being written, and verified by whoever writes it."""
     whole: bool = False
     """What lies below is in `root` already: what the layer takes away is removed there."""
+    over: bool = False
+    """Another layer is in `root` already, on those below: it is taken away from that, and hidden of these."""
 
     @property
     def blob(self) -> Blob:
         """The blob."""
-        processor = (self.command, self.environment) if self.command else None
-        return Blob(self.base, self.path, self.media_type, self.digest, self.size, self.growing, processor)
+        programs = tuple(
+            Program(one["command"], one["environment"], b64decode(one["payload"]) if "payload" in one else None)
+            for one in self.programs
+        )
+        return Blob(self.base, self.path, self.media_type, self.digest, self.size, self.growing, programs)
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,9 @@ def apply(job: Job, output: _Output) -> Done:
         reporter = threading.Thread(target=report, name="progress", daemon=True)
         reporter.start()
         try:
-            extracted = extract(TarReader(layer.chunks()), job.root, job.lowers, detached=job.detached, whole=job.whole)
+            extracted = extract(
+                TarReader(layer.chunks()), job.root, job.lowers, detached=job.detached, filled=job.whole or job.over
+            )
             layer.verify(job.diff_id)
         finally:
             stop.set()

@@ -1,4 +1,4 @@
-"""Layers carried out on a whole tree: what they take away is removed, where overlayfs would be told to hide it.
+"""Layers carried out on a directory that isn't empty: what they take away of what is there is removed.
 
 A whiteout, also one that comes after them, takes nothing away that its own layer brings (OCI image-spec, layer.md), so
 it is remembered what that was.
@@ -11,11 +11,12 @@ import stat
 from contextlib import suppress
 
 from shoal_snapshot import disk
+from shoal_snapshot.apply import overlay
 from shoal_snapshot.walking import Descent, names
 
 
-class Whole:
-    """What one layer has brought so far."""
+class Filled:
+    """What one layer has brought so far to a directory that others have filled."""
 
     def __init__(self) -> None:
         self._brought: set[bytes] = set()
@@ -30,7 +31,7 @@ class Whole:
         return first
 
     def take_away(self, path: bytes, name: bytes, dir_fd: int) -> bool:
-        """Removes what lower layers have at `path`, which is `name` here; says whether anything may be gone."""
+        """Removes what others have put at `path`, which is `name` here; says whether anything may be gone."""
         if path not in self._brought:
             disk.remove(name, dir_fd)
             return True
@@ -48,7 +49,7 @@ class Whole:
         return True
 
     def clear(self, path: bytes, fd: int) -> None:
-        """Removes what lower layers have in the open directory at `path`."""
+        """Removes what others have put into the open directory at `path`."""
         with Descent(fd) as place:
             trail, todo = [path], [names(fd)]
             while todo:
@@ -69,8 +70,9 @@ class Whole:
 
 
 def forget_xattrs(fd: int) -> None:
-    """A directory that a layer describes anew has none of the attributes of the one that was here."""
+    """A directory that a layer describes anew has none of the attributes of the one that was here, but overlayfs's."""
     with suppress(OSError):  # a file system without them
         for key in os.listxattr(fd):
-            with suppress(OSError):  # those of security modules stay
-                os.removexattr(fd, key)
+            if not key.startswith(overlay.PRIVATE):
+                with suppress(OSError):  # those of security modules stay
+                    os.removexattr(fd, key)
