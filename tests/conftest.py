@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from shoal_bus.connection import Connection, connect
 
 from tests.support.leaks import Leaks
 from tests.support.natsd import NatsServer
+
+
+def pytest_configure() -> None:
+    """Before gRPC is imported: tests fork processes that never use it, and its handlers would speak on their stderr."""
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 
 @pytest.fixture

@@ -424,12 +424,9 @@ async def test_what_is_not_there_or_has_no_name_is_told(calls: Calls) -> None:
     await is_gone(calls, "none")
     outcome = await calls.refused(f"{MOUNTS}/Deactivate", pb.DeactivateRequest(name="none"))
     assert outcome == ("NOT_FOUND", 'mount "none": not found')
-    for method, request in (
-        ("Activate", pb.ActivateRequest()),
-        ("Info", pb.InfoRequest()),
-        ("Deactivate", pb.DeactivateRequest(name="x" * 2000)),
-    ):
-        assert (await calls.refused(f"{MOUNTS}/{method}", request))[0] == "INVALID_ARGUMENT"
+    assert (await calls.refused(f"{MOUNTS}/Deactivate", pb.DeactivateRequest(name="x" * 2000)))[0] == "NOT_FOUND"
+    assert (await calls.refused(f"{MOUNTS}/Info", pb.InfoRequest()))[0] == "NOT_FOUND"
+    assert (await calls.refused(f"{MOUNTS}/Activate", pb.ActivateRequest()))[0] == "INVALID_ARGUMENT"
     code, message = await refusal(calls.channel, f"{MOUNTS}/List", pb.ListRequest())
     assert (code, "namespace is required" in message) == ("FAILED_PRECONDITION", True)
 
