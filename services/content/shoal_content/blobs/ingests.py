@@ -575,7 +575,7 @@ class Ingests:
         return told
 
     def _status(self, row: sqlite3.Row, offset: int | None = None) -> IngestStatus:
-        """`updated_at` is when bytes were last written, whoever has opened it since: what the row has keeps it alive."""
+        """It was updated when bytes were last written, whoever has opened it since: the row's time keeps it alive."""
         size, written = 0, 0.0
         with suppress(FileNotFoundError):
             found = self._layout.ingest(row["file"]).stat()
