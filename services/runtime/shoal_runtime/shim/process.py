@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Done = Callable[["ShimError | None"], None]
 
 _FLUSH_SECONDS = 2.0
-_READ_SECONDS, _LOOK_SECONDS = 0.5, 0.002
+_READ_SECONDS, _LOOK_SECONDS = 1.0, 0.002
 """How long a reader may take for what is in its FIFO, and how often it is looked at."""
 
 
