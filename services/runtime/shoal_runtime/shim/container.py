@@ -155,7 +155,7 @@ class Container:
         for id, entry in self._execs.items():
             if entry.process.exit is not None:
                 connection.send({"event": "exit", "exec": id, **entry.process.exit})
-        if self._init.exit is not None and not self._launching:
+        if self._init.exit is not None and self._status == "stopped":
             connection.send({"event": "exit", **self._init.exit})
 
     def _tell(self, event: dict[str, Any]) -> None:
@@ -589,13 +589,25 @@ class Container:
     def _exited(self) -> None:
         if self._launching:
             return  # nothing of a container begins once it is told to have ended
+        if self._facts["own_pids"]:
+            self._told_ended()
+            return
+
+        # Nobody else ends what the first process left behind where the kernel doesn't.
+        def kill(end: Done) -> None:
+            self._oci.kill(_signal.SIGKILL, True, end)
+
+        if self._busy or self._queue:  # what is under way may wait to hear of it
+            self._told_ended()
+            self._exclusively(lambda _: None, kill)
+        else:
+            self._exclusively(lambda _: self._told_ended(), kill)
+
+    def _told_ended(self) -> None:
+        assert self._init.exit is not None
         self._oom.look()  # what killed it is told before that it is dead
         self._status = "stopped"
-        assert self._init.exit is not None
         self._tell({"event": "exit", **self._init.exit})
-        if not self._facts["own_pids"]:
-            # Nobody else ends what the first process left behind where the kernel doesn't.
-            self._exclusively(lambda _: None, lambda end: self._oci.kill(_signal.SIGKILL, True, end))
 
     def _leave(self, answer: Callable[[], None]) -> None:
         """Removes the directory, then answers: whoever hears it finds nothing of this container any more."""
