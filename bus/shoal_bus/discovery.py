@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Collection
 from typing import Any, TypeVar
@@ -17,6 +18,9 @@ SERVICES = ("content", "snapshot", "runtime", "network")
 """The services a whole node has."""
 _SETTLED_SECONDS = 0.1
 """Further copies answer within this time of the last one."""
+
+_FIRST_ROUND_SECONDS, _LONGEST_ROUND_SECONDS = 0.03, 0.5
+"""One that isn't there yet never hears that it was asked for; one that is busy answers late."""
 
 
 class Answering(BaseModel):
@@ -52,6 +56,20 @@ async def ping(
 ) -> list[Answering]:
     """The copies of services that answer on `node`: returns when each of `awaited` has, after `seconds` at most."""
     return await _ask(connection, "$SRV.PING", Answering, node, awaited, seconds)
+
+
+async def all_answer(
+    connection: Connection, node: str, stop: asyncio.Event, *, awaited: Collection[str] = SERVICES, seconds: float
+) -> set[str]:
+    """Asks again and again until each of `awaited` has answered on `node`, for `seconds` at most and until `stop`.
+
+    Those that haven't.
+    """
+    missing, ends, pause = set(awaited), time.monotonic() + seconds, _FIRST_ROUND_SECONDS
+    while missing and time.monotonic() < ends and not stop.is_set():
+        missing -= {one.name for one in await ping(connection, node, awaited=missing, seconds=pause)}
+        pause = min(2 * pause, _LONGEST_ROUND_SECONDS)
+    return missing
 
 
 async def stats(

@@ -97,7 +97,7 @@ async def dispatching(process: Process, verbs: Iterable[AnyVerb] | None = None) 
     It is a service of its own on the bus, `commands`, with a database and an outbox of its own. `verbs` are those it
     knows: all of shoal's where nothing is said.
     """
-    own = Process(api.SERVICE, process.node, process.connection, process.stack, process.args)
+    own = Process(api.SERVICE, process.node, process.connection, process.stack, process.args, process.stop)
     database = own.database(MIGRATIONS)
     service = own.service("durable commands, carried out")
     known = Verbs(verbs if verbs is not None else [verb for module in modules() for verb in verbs_of(module)])

@@ -217,7 +217,6 @@ class Service:
             self.on_broadcast(CANCEL, self._operations.cancel_owned)
         for name, callback in self._broadcasts.items():
             await self._subscribe_broadcast(name, callback)
-        await self._micro.start()
         for registered in self._verbs.values():
             verb = registered.verb
             self._endpoints[verb.name] = await self._micro.answer(
@@ -234,6 +233,7 @@ class Service:
             receive=self._receive_for_all,
             metadata={"node": self.node},
         )
+        await self._micro.start()  # whoever hears from here on that it is there can ask for everything
         await self.connection.flush()
         await self.broadcast(subjects.READY)
         await self.connection.flush()  # who asks from here on doesn't hear it, and needn't ask twice

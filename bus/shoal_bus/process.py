@@ -40,9 +40,17 @@ class Process:
     """One running copy of a service, while it is being set up. Whatever `stack` holds is undone when it stops."""
 
     def __init__(
-        self, name: str, node: Node, connection: Connection, stack: AsyncExitStack, args: argparse.Namespace
+        self,
+        name: str,
+        node: Node,
+        connection: Connection,
+        stack: AsyncExitStack,
+        args: argparse.Namespace,
+        stop: asyncio.Event,
     ) -> None:
         self.name, self.node, self.connection, self.stack, self.args = name, node, connection, stack, args
+        self.stop = stop
+        """Set when it has been told to stop: what a setup waits for may be in vain."""
         self.root, self.state = node.root_of(name), node.state_of(name)
         self._database: Database | None = None
         self._service: Service | None = None
@@ -129,7 +137,7 @@ async def _serve(name: str, node: Node, setup: Callable[[Process], Awaitable[Non
     async with AsyncExitStack() as stack:
         connection = await connect(node.address, name=f"shoal-{name}@{node.name}", patience=START_PATIENCE_SECONDS)
         stack.push_async_callback(connection.close)
-        process = Process(name, node, connection, stack, args)
+        process = Process(name, node, connection, stack, args, stop)
         await setup(process)
         if process._service is None:
             raise FailedPrecondition(f"shoal-{name}: no service was set up")

@@ -6,6 +6,8 @@ import argparse
 from importlib.metadata import version as version_of
 from pathlib import Path
 
+import structlog
+from shoal_bus import discovery
 from shoal_bus.client import Client
 from shoal_bus.dispatcher import dispatching
 from shoal_bus.process import Process, run_service
@@ -17,6 +19,8 @@ from shoal_gateway.live import LiveEvents
 from shoal_gateway.metrics import Metrics
 from shoal_gateway.server import servicers, serving
 from shoal_gateway.ttrpc import serving_ttrpc
+
+log = structlog.get_logger(__name__)
 
 SOCKET = "containerd.sock"
 
@@ -31,6 +35,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--snapshotter", default="", help="where transferred images are unpacked whose client doesn't say"
     )
+    parser.add_argument(
+        "--await", type=float, default=0.0, metavar="SECONDS", dest="patience",
+        help="serve once each of the node's services answers, or after so long (default: at once)",
+    )  # fmt: skip
     parser.add_argument(
         "--http", default="", metavar="[HOST]:PORT", help="serve /healthz, /readyz and /metrics (default: don't)"
     )
@@ -51,11 +59,26 @@ async def setup(process: Process) -> None:
         await stack.enter_async_context(serving_http(process.args.http, Endpoints(client, metrics)))
     owner = process.args.socket_uid, process.args.socket_gid
     services = servicers(node, client, live, metrics, version, snapshotter=process.args.snapshotter)
-    await stack.enter_async_context(serving(address, services, client, metrics, owner=owner))
     ttrpc: Path = process.args.ttrpc or address.with_name(f"{address.name}.ttrpc")
     events = [ForwardedEvents()]
     await stack.enter_async_context(serving_ttrpc(ttrpc, events, client, metrics, owner=owner))
+    await stack.enter_async_context(
+        serving(address, services, client, metrics, owner=owner, ready=_services_answer(process))
+    )
     await stack.enter_async_context(dispatching(process))
+
+
+async def _services_answer(process: Process) -> None:
+    """Returns when they do, or when it has been waited for long enough: clients are told then what is missing.
+
+    A client of containerd's takes a node that serves for one all of whose parts are there.
+    """
+    if process.args.patience > 0:
+        missing = await discovery.all_answer(
+            process.connection, process.node.name, process.stop, seconds=process.args.patience
+        )
+        if missing:
+            log.warning("gateway.services_missing", services=sorted(missing))
 
 
 def main() -> None:

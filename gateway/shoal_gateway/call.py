@@ -46,8 +46,11 @@ class Call:
 
     @classmethod
     def of(cls, method: str, metadata: Sequence[tuple[str, Any]], remaining: float | None, client: Client) -> Call:
-        """The call that gRPC's metadata and deadline describe."""
-        headers = {key: value for key, value in metadata if isinstance(value, str)}
+        """The call that gRPC's metadata and deadline describe.
+
+        Of a header's values the first counts: a client that names another namespace within one's own puts it first.
+        """
+        headers = {key: value for key, value in reversed(metadata) if isinstance(value, str)}
         ends = None if remaining is None else time.monotonic() + remaining
         return cls(wire.new_id(), method, headers, ends, client)
 

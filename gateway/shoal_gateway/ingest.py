@@ -209,6 +209,7 @@ class _File:
         except OSError:
             os.ftruncate(self._fd, self.offset)
             raise
+        os.utime(self._fd, ns=(time.time_ns(),) * 2)  # the kernel's own clock for that may be a tick behind
         self._hash.update(data)
         self.offset = at
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -97,9 +97,15 @@ def servicers(
 
 @asynccontextmanager
 async def serving(
-    path: Path, services: Sequence[Servicer], client: Client, metrics: Metrics, *, owner: tuple[int, int] = (0, 0)
+    path: Path,
+    services: Sequence[Servicer],
+    client: Client,
+    metrics: Metrics,
+    *,
+    owner: tuple[int, int] = (0, 0),
+    ready: Awaitable[None] | None = None,
 ) -> AsyncIterator[None]:
-    """Serves on the Unix socket at `path`, of the user and group `owner`, for a block.
+    """Serves on the Unix socket at `path`, of the user and group `owner`, for a block; from when `ready` returns.
 
     At its end the path goes, then calls may finish.
     """
@@ -121,6 +127,8 @@ async def serving(
             raise FailedPrecondition(f"{path}: can't be listened on ({error})") from None
     await server.start()
     try:
+        if ready is not None:
+            await ready
         async with listener.published():
             log.info("gateway.serving", path=str(path), services=names)
             yield

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 
 import grpc
 import psutil
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from shoal_gateway.proto.containerd.services.content.v1 import content_pb2 as pb
 from shoal_gateway.proto.containerd.services.leases.v1 import leases_pb2 as leases
 
@@ -72,6 +74,10 @@ async def channel(node: TestNode) -> AsyncIterator[grpc.aio.Channel]:
     options = [("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(f"unix:{socket_of(node)}", options=options) as opened:
         yield opened
+
+
+def seconds(moment: Timestamp) -> float:
+    return moment.seconds + moment.nanos / 1e9
 
 
 @asynccontextmanager
@@ -174,6 +180,26 @@ async def test_an_ingest_is_gone_on_with_where_it_was_left(channel: grpc.aio.Cha
         committed = await stream.send(action=pb.COMMIT, offset=6)
         assert committed.digest == digest_of(b"abcdef")
     await delete(channel, committed.digest)
+
+
+async def test_an_ingest_was_updated_when_it_was_written_to_and_not_when_it_was_opened(
+    channel: grpc.aio.Channel,
+) -> None:
+    async with writing(channel) as stream:
+        before = time.time()
+        written = await stream.send(action=pb.WRITE, ref="when", total=6, data=b"abc")
+        after = time.time()
+        assert before - 1e-3 < seconds(written.updated_at) < after
+    await asyncio.sleep(0.05)
+    async with writing(channel) as stream:
+        found = await stream.send(action=pb.STAT, ref="when", total=6)
+        assert before - 1e-3 < seconds(found.updated_at) < after
+        assert seconds(found.started_at) <= seconds(found.updated_at)
+        again = await stream.send(action=pb.WRITE, offset=3, data=b"def")
+        assert seconds(again.updated_at) > after
+    (status,) = await statuses(channel, "ref==when")
+    assert after < seconds(status.updated_at) < time.time()
+    await rpc(channel, f"{CONTENT}/Abort", pb.AbortRequest(ref="when"), metadata=IN)
 
 
 async def test_a_write_at_0_starts_over_and_another_total_does_too(channel: grpc.aio.Channel) -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from shoal_gateway.proto.containerd.events.namespace_pb2 import NamespaceCreate
 from shoal_gateway.proto.containerd.services.events.v1.events_pb2 import SubscribeRequest
+from shoal_gateway.proto.containerd.services.leases.v1 import leases_pb2
 from shoal_gateway.proto.containerd.services.namespaces.v1 import namespace_pb2 as pb
 from shoal_gateway.proto.containerd.types.event_pb2 import Envelope
 
@@ -21,6 +22,7 @@ from tests.support.natsd import NatsServer
 from tests.support.node import TestNode
 
 NAMESPACES = "/containerd.services.namespaces.v1.Namespaces"
+LEASES = "/containerd.services.leases.v1.Leases"
 SINCE_1_7 = {"mounts", "sandbox-controllers", "sandboxes", "streaming", "transfer"}
 """Plugins that Debian's containerd, 1.6, hasn't got."""
 
@@ -236,3 +238,17 @@ async def test_200_clients_half_of_them_killed_leave_nothing(node: TestNode) -> 
     await wave()
     await until(lambda: fds() <= settled + 1)
     assert "Traceback" not in node.of("gateway").log.read_text()
+
+
+async def test_of_several_namespaces_the_first_counts(channel: grpc.aio.Channel) -> None:
+    """A client that names a namespace within another one, as Go's contexts nest, sends both, the inner one first."""
+    nested = (("containerd-namespace", "inner"), ("containerd-namespace", "outer"))
+    create = leases_pb2.CreateRequest(id="nested")
+    await rpc(channel, f"{LEASES}/Create", create, metadata=nested)
+    for name, ids in (("inner", ["nested"]), ("outer", [])):
+        reply = await rpc(
+            channel, f"{LEASES}/List", leases_pb2.ListRequest(), reply=leases_pb2.ListResponse,
+            metadata=(("containerd-namespace", name),),
+        )  # fmt: skip
+        assert [lease.id for lease in reply.leases] == ids
+    await rpc(channel, f"{LEASES}/Delete", leases_pb2.DeleteRequest(id="nested"), metadata=nested)

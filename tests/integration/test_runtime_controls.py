@@ -296,7 +296,7 @@ async def test_a_runtime_that_fails_is_told_and_undone(verb: str, how: str, node
 async def test_containerd_s_runc_options_are_honoured(node: RuntimeNode) -> None:
     root = node.directory / "runc-root"
     calls = node.directory / "calls"
-    binary = script(node.directory / "other-runc", f'echo "$@" >>{calls}\nexec runc "$@"')
+    binary = script(node.directory / "other-runc", f'echo "$@" >>{calls}\npwd >>{calls}.in\nexec runc "$@"')
     options = {
         "binary_name": binary, "root": str(root), "no_pivot_root": True, "no_new_keyring": True,
         "shim_cgroup": f"/{node.namespace}-shims",
@@ -307,6 +307,10 @@ async def test_containerd_s_runc_options_are_honoured(node: RuntimeNode) -> None
     made = calls.read_text().splitlines()[0].split()
     assert {"--no-pivot", "--no-new-keyring"} <= set(made)
     assert made[made.index("--root") + 1] == f"{root}/{node.namespace}"
+    # As with containerd, the runtime starts in the bundle: a wrapper finds its container's config.json there.
+    bundle = node.node.state / "runtime" / "bundles" / node.namespace / "one"
+    assert set((node.directory / "calls.in").read_text().split()) == {str(bundle)}
+    assert (bundle / "shim-binary-path").read_text() == binary
     (shim,) = shims(node)
     assert f"/{node.namespace}-shims" in Path(f"/proc/{shim}/cgroup").read_text()
     await node.kill("one")

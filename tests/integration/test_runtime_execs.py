@@ -15,6 +15,7 @@ from shoal_bus.api import runtime as api
 from shoal_bus.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ShoalError
 from shoal_bus.types import Stdio
 
+from tests.support import bundle as bundles
 from tests.support.natsd import NatsServer
 from tests.support.runtime import LIFE, RuntimeNode, runtime_node
 
@@ -81,7 +82,7 @@ async def test_many_execs_at_once_lose_no_exit(node: RuntimeNode) -> None:
     place = next((node.node.state / "runtime" / "shims").iterdir())
     assert [entry.name for entry in place.iterdir() if entry.name.startswith("exec-")] == []
     bundle = node.node.state / "runtime/bundles" / node.namespace / "one"
-    assert sorted(entry.name for entry in bundle.iterdir()) == ["config.json", "rootfs"]
+    assert not [entry.name for entry in bundle.iterdir() if "exec" in entry.name]
 
 
 async def test_an_exec_may_have_a_terminal_and_its_input(node: RuntimeNode) -> None:
@@ -243,3 +244,37 @@ async def test_pids_tell_the_execs(node: RuntimeNode) -> None:
     assert by_pid[started.pid] == "e1"
     with pytest.raises(ShoalError):
         await node.client.call(api.TASK_PIDS, api.TaskRequest(container_id="nobody"))
+
+
+async def test_a_container_ends_behind_the_execs_that_were_being_started(node: RuntimeNode) -> None:
+    begun, goes_on = node.directory / "begun", node.directory / "goes-on"
+    binary = node.directory / "slow-runc"
+    binary.write_text(
+        f"""#!/bin/sh
+case " $* " in *" exec "*) touch {begun}; while [ ! -e {goes_on} ]; do sleep 0.02; done;; esac
+exec runc "$@"
+"""
+    )
+    binary.chmod(0o755)
+    await node.container("one", "sleep", "60")
+    create = api.CreateTask(
+        container_id="one", rootfs=bundles.bind(node.rootfs), options=api.RuncOptions(binary_name=str(binary))
+    )
+    task = await node.client.call(api.TASK_CREATE, create)
+    await node.start("one")
+    starting = asyncio.create_task(exec(node, "one", "late", "true"))
+    async with asyncio.timeout(20):
+        while not begun.exists():
+            await asyncio.sleep(0.01)
+    os.kill(task.pid, 9)
+    waiting = asyncio.create_task(node.wait("one"))
+    done, _ = await asyncio.wait({waiting}, timeout=0.5)
+    assert not done
+    # It is over for all that: nothing more is begun in it.
+    with pytest.raises(FailedPrecondition, match="stopped"):
+        await exec(node, "one", "later", "true")
+    goes_on.touch()
+    with pytest.raises(FailedPrecondition):
+        await starting
+    assert (await waiting).exit_status == 137
+    await node.delete("one")

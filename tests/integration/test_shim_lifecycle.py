@@ -128,6 +128,49 @@ async def test_nobody_reading_hangs_nothing(host: Host) -> None:
     assert await host.delete("unread") is not None
 
 
+async def test_what_is_left_in_the_host_s_pids_is_dead_before_the_container_s_end_is_told(host: Host) -> None:
+    linux = {"namespaces": [{"type": kind} for kind in ("ipc", "uts", "mount", "network")]}
+    pid = await host.run("host", ["sh", "-c", "sleep 1000 & wait"], linux=linux)
+    await until(lambda: bool(psutil.Process(pid).children()))
+    (child,) = psutil.Process(pid).children()
+    lived: list[bool] = []
+
+    def heard(exit: ExitRecord) -> None:
+        lived.append(child.is_running() and child.status() != psutil.STATUS_ZOMBIE)
+        host.exits.append(exit)
+
+    host.supervisor._on_exit = heard
+    os.kill(pid, signal.SIGKILL)
+    assert (await host.exit_of("host")).exit_status == 137
+    assert lived == [False]
+    await host.delete("host")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+async def test_a_reader_has_read_all_before_it_is_told_that_the_process_is_forgotten(
+    host: Host, *, terminal: bool
+) -> None:
+    """Containerd's client lets go of its FIFOs then, whatever is in them."""
+    fifo = host.directory / "out"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        await host.run("slow", ["sh", "-c", "echo word"], stdio=Stdio(stdout=str(fifo), terminal=terminal))
+        await host.exit_of("slow")
+        deleting = asyncio.create_task(host.delete("slow"))
+        done, _ = await asyncio.wait({deleting}, timeout=0.2)
+        assert not done
+        assert os.read(reader, 100).split() == [b"word"]
+        assert await deleting is not None
+        # One that never reads is waited for no longer than that.
+        await host.run("stuck", ["sh", "-c", "echo word"], stdio=Stdio(stdout=str(fifo), terminal=terminal))
+        await host.exit_of("stuck")
+        async with asyncio.timeout(2):
+            await host.delete("stuck")
+    finally:
+        os.close(reader)
+
+
 async def test_stdin_ends_when_it_is_closed(host: Host) -> None:
     stdin, stdout = host.directory / "in", host.directory / "out"
     os.mkfifo(stdin)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 from shoal_bus.errors import InvalidArgument, NotFound
-from shoal_cli.containerd.configuration import Configuration, dump, load
+from shoal_cli.containerd import hooks
+from shoal_cli.containerd.configuration import Configuration, load
+from shoal_cli.containerd.durations import duration_of, seconds_of
+from shoal_cli.containerd.printing import dump
 
 
 def read(directory: Path, text: str) -> Configuration:
@@ -101,7 +104,7 @@ def test_what_does_not_apply_is_named(tmp_path: Path) -> None:
         tmp_path,
         """
         version = 2
-        oom_score = -999
+        temp = "/tmp"
         disabled_plugins = ["io.containerd.grpc.v1.cri"]
         colour = "red"
         [grpc]
@@ -119,8 +122,8 @@ def test_what_does_not_apply_is_named(tmp_path: Path) -> None:
         """,
     )
     assert [one.partition(": ")[0] for one in found.warnings] == [
-        "ttrpc.uid", "grpc.tcp_address", "grpc.adress", "debug.address", "metrics.address", "oom_score",
-        "disabled_plugins", "plugins.opt", "colour",
+        "ttrpc.uid", "grpc.tcp_address", "grpc.adress", "debug.address", "metrics.address", "disabled_plugins",
+        "temp", "plugins.opt", "colour",
     ]  # fmt: skip
     assert "grpc.adress: unknown" in found.warnings
     assert found.ttrpc == Path("/run/own.ttrpc")
@@ -185,4 +188,86 @@ def test_a_dump_reads_as_what_was_dumped(tmp_path: Path) -> None:
         registry_config=Path("/hosts"), ttrpc=Path("/own.ttrpc"),
     )  # fmt: skip
     assert read(tmp_path, dump(configuration)) == configuration
-    assert tomllib.loads(dump(Configuration()))["version"] == 2
+    assert tomllib.loads(dump(Configuration()))["version"] == 4
+
+
+def test_what_is_said_of_the_daemon_s_own_processes(tmp_path: Path) -> None:
+    found = read(tmp_path, 'version = 2\noom_score = -999\n[cgroup]\npath = "/system/containerd/"\n')
+    assert (found.oom_score, found.cgroup, found.warnings) == (-999, "system/containerd", [])
+    for text, words in (
+        ("oom_score = 1001", "oom_score"), ('[cgroup]\npath = "a/../b"', "cgroup.path"),
+        ("disabled_plugins = [1]", "disabled_plugins"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidArgument, match=words):
+            read(tmp_path, f"version = 2\n{text}\n")
+
+
+@pytest.mark.parametrize("plugin", ["io.containerd.internal.v1.restart", "io.containerd.monitor.container.v1.restart"])
+def test_the_restart_monitor(tmp_path: Path, plugin: str) -> None:
+    found = read(tmp_path, f'version = 3\n[plugins."{plugin}"]\ninterval = "1m2.5s"\n')
+    assert (found.restart_interval, found.restarts, found.warnings) == (62.5, True, [])
+    assert not read(tmp_path, f'version = 3\ndisabled_plugins = ["{plugin}"]\n').restarts
+    with pytest.raises(InvalidArgument, match="interval"):
+        read(tmp_path, f'version = 3\n[plugins."{plugin}"]\ninterval = "soon"\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10s", 10), ("1h2m3s", 3723), ("1.5m", 90), ("500ms", 0.5), (".5s", 0.5), ("2000us", 0.002), ("1m", 60)],
+)
+def test_durations_are_go_s(text: str, seconds: float) -> None:
+    assert seconds_of(text, "key") == pytest.approx(seconds)
+    assert seconds_of(duration_of(seconds), "key") == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "10", "s", "10 s", "-1s", "0s", "1ns", "1d", "1s2"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="key"):
+        seconds_of(text, "key")
+
+
+def test_a_file_alone_keeps_what_it_imports_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "more.toml").write_text('version = 2\nroot = "/more"\n')
+    text = 'version = 2\nimports = ["more.toml"]\nstate = "/s"\noom_score = 5\n[grpc]\ngid = 7\n'
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    alone = load(path, asked_for=True, alone=True)
+    assert (alone.root, alone.state, alone.imports) == (Path("/var/lib/containerd"), Path("/s"), ["more.toml"])
+    assert load(path, asked_for=True).root == Path("/more")
+    # Printed, and read again, and printed: the same.
+    migrated = dump(alone)
+    path.write_text(migrated)
+    assert dump(load(path, asked_for=True, alone=True)) == migrated
+    assert tomllib.loads(migrated)["plugins"]["io.containerd.server.v1.grpc"]["gid"] == 7
+
+
+VALUES = {
+    "id": "one", "pid": 7, "status": "created", "bundle": "/b", "rootfs": "/b/rootfs",
+    "annotations": {"a.b/c": "said", 'q"': "quoted"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("plain", "plain"),
+        ("{{pid}}", "7"),
+        ("--pid={{ pid }}/{{id}}", "--pid=7/one"),
+        ("{{bundle}} {{rootfs}} {{status}}", "/b /b/rootfs created"),
+        ('{{annotation "a.b/c"}}', "said"),
+        ("{{annotation `a.b/c`}}", "said"),
+        (r'{{annotation "q\""}}', "quoted"),
+        ('{{annotation "none"}}', ""),
+        ("a {{- pid -}} b", "a7b"),
+        ("{{/* nothing */}}x", "x"),
+        ("}} {", "}} {"),
+    ],
+)
+def test_a_hook_s_actions_are_filled_in(text: str, filled: str) -> None:
+    assert hooks.filled(text, VALUES) == filled
+
+
+@pytest.mark.parametrize("text", ["{{pid", "{{}}", "{{PID}}", "{{annotations}}", "{{annotation}}", "{{pid | id}}"])
+def test_a_hook_s_action_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="oci-hook"):
+        hooks.filled(text, VALUES)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from shoal_bus.errors import InvalidArgument, NotFound, PermissionDenied
 
+from shoal_cli.containerd.durations import seconds_of
 from shoal_cli.containerd.tables import Table
 
 DEFAULT_FILE = Path("/etc/containerd/config.toml")
@@ -21,9 +22,9 @@ LEVELS = {"trace": "debug", "debug": "debug", "info": "info", "warn": "warning",
           "fatal": "error", "panic": "error"}  # fmt: skip
 """Containerd's log levels, and those of a node."""
 
-_NEWEST = 4
-_HOST_WIDE = ("temp", "plugin_dir", "oom_score", "required_plugins", "disabled_plugins", "cgroup", "proxy_plugins",
-              "stream_processors", "timeouts", "temp_dir")  # fmt: skip
+NEWEST = 4
+"""The newest version of the file's format, which is what is printed."""
+_HOST_WIDE = ("temp", "plugin_dir", "required_plugins", "proxy_plugins", "stream_processors", "timeouts", "temp_dir")
 """Keys of the file that containerd knows, and that have nothing to apply to here."""
 _ELSEWHERE = {
     "debug": ("address", "uid", "gid", "format"),
@@ -31,11 +32,16 @@ _ELSEWHERE = {
     "grpc": ("tcp_address", "tcp_tls_ca", "tcp_tls_cert", "tcp_tls_key", "tcp_tls_common_name"),
 }
 """What containerd's other sockets are told: a node has HTTP for metrics and logs for the rest."""
-_CRI, _CRI_IMAGES, _CRI_RUNTIME = (
+GRPC, TTRPC = "io.containerd.server.v1.grpc", "io.containerd.server.v1.ttrpc"
+CRI, CRI_IMAGES, CRI_RUNTIME = (
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
     "io.containerd.cri.v1.runtime",
 )
+RESTART = "io.containerd.monitor.container.v1.restart"
+_RESTART_NAMES = ("io.containerd.internal.v1.restart", RESTART)
+"""The restart monitor, in version 2 and since version 3."""
+_MOST_OOM_SCORE = 1000
 _SHIM = re.compile(r"io\.containerd\.([a-z0-9_-]+)\.v\d+")
 _TRANSFER = "io.containerd.transfer.v1.local"
 
@@ -57,19 +63,36 @@ class Configuration:
     snapshotter: str = ""
     """Where images are unpacked whose client doesn't say; empty: where the node does."""
     registry_config: Path | None = None
+    oom_score: int = 0
+    """The OOM score adjustment of the node's processes; 0: as it is."""
+    cgroup: str = ""
+    """Where the node's processes are, in every hierarchy; empty: where they are started."""
+    restart_interval: float = 10.0
+    """Seconds between looks at containers' restart policies."""
+    restarts: bool = True
+    """Whether the node heeds them."""
+    imports: list[str] = field(default_factory=list)
+    """What the file imports, where that isn't read."""
     warnings: list[str] = field(default_factory=list)
     """What of the file doesn't apply, a sentence each."""
 
 
-def load(path: Path, *, asked_for: bool) -> Configuration:
-    """The file's configuration, with those it imports. One that isn't there is an error where it was asked for.
+def load(path: Path, *, asked_for: bool, alone: bool = False) -> Configuration:
+    """The file's configuration, with those it imports, or `alone`.
+
+    One that isn't there is an error where it was asked for.
 
     NOT_FOUND, PERMISSION_DENIED, or INVALID_ARGUMENT, which names the file and the key.
     """
     configuration = Configuration()
     if not path.exists() and not asked_for:
         return configuration
-    for file, values in _files(path, set()):
+    if alone:
+        values, configuration.imports = _values(path)
+        files = [(path, values)]
+    else:
+        files = _files(path, set())
+    for file, values in files:
         try:
             _read(configuration, Table(values))
         except InvalidArgument as error:
@@ -77,11 +100,8 @@ def load(path: Path, *, asked_for: bool) -> Configuration:
     return configuration
 
 
-def _files(path: Path, seen: set[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """A file, and behind it those that it imports, each once; what comes later wins."""
-    if path.resolve() in seen:
-        return []
-    seen.add(path.resolve())
+def _values(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a file says, and apart from that what it imports."""
     try:
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -93,6 +113,15 @@ def _files(path: Path, seen: set[Path]) -> list[tuple[Path, dict[str, Any]]]:
     imports = values.pop("imports", [])
     if not isinstance(imports, list) or not all(isinstance(one, str) for one in imports):
         raise InvalidArgument(f"{path}: imports: must be an array of paths")
+    return values, imports
+
+
+def _files(path: Path, seen: set[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """A file, and behind it those that it imports, each once; what comes later wins."""
+    if path.resolve() in seen:
+        return []
+    seen.add(path.resolve())
+    values, imports = _values(path)
     found = [(path, values)]
     for pattern in imports:
         place = Path(pattern) if Path(pattern).is_absolute() else path.parent / pattern
@@ -104,8 +133,8 @@ def _files(path: Path, seen: set[Path]) -> list[tuple[Path, dict[str, Any]]]:
 
 def _read(into: Configuration, file: Table) -> None:
     version = file.integer("version")
-    if version > _NEWEST:
-        raise InvalidArgument(f"version: {version} is not known, the newest is {_NEWEST}")
+    if version > NEWEST:
+        raise InvalidArgument(f"version: {version} is not known, the newest is {NEWEST}")
     into.root = _path(file, "root") or into.root
     into.state = _path(file, "state") or into.state
     grpc = file.table("grpc")
@@ -123,6 +152,7 @@ def _read(into: Configuration, file: Table) -> None:
             if table.set(key):
                 into.warnings.append(f"{table.name(key)}: doesn't apply, there is no such socket here")
         _unknown(into, table)
+    _process(into, file)
     for key in _HOST_WIDE:
         if file.set(key):
             into.warnings.append(f"{key}: doesn't apply here")
@@ -132,6 +162,29 @@ def _read(into: Configuration, file: Table) -> None:
     else:
         _read_plugins(into, plugins)
     _unknown(into, file)
+
+
+def _process(into: Configuration, file: Table) -> None:
+    """What the file says of the daemon's own processes."""
+    into.oom_score = file.integer("oom_score") or into.oom_score
+    if not -_MOST_OOM_SCORE <= into.oom_score <= _MOST_OOM_SCORE:
+        raise InvalidArgument(f"oom_score: {into.oom_score} must be from -{_MOST_OOM_SCORE} to {_MOST_OOM_SCORE}")
+    cgroup = file.table("cgroup")
+    into.cgroup = cgroup.text("path").strip("/") or into.cgroup
+    if ".." in into.cgroup.split("/"):
+        raise InvalidArgument(f"{cgroup.name('path')}: {into.cgroup!r} must be a plain path")
+    _unknown(into, cgroup)
+    for one in file.texts("disabled_plugins"):
+        if one in _RESTART_NAMES:
+            into.restarts = False
+        else:
+            into.warnings.append(f"disabled_plugins: {one} doesn't apply here")
+
+
+def _restart(into: Configuration, table: Table) -> None:
+    if text := table.text("interval"):
+        into.restart_interval = seconds_of(text, table.name("interval"))
+    _unknown(into, table)
 
 
 def _read_plugins(into: Configuration, plugins: Table) -> None:
@@ -180,8 +233,8 @@ def _transfer(into: Configuration, table: Table) -> None:
 
 
 _READ: dict[str, Callable[[Configuration, Table], None]] = {
-    _CRI: _cri, _CRI_IMAGES: _cri_images, _CRI_RUNTIME: _cri_runtime, _TRANSFER: _transfer,
-    "io.containerd.server.v1.grpc": _grpc, "io.containerd.server.v1.ttrpc": _ttrpc,
+    CRI: _cri, CRI_IMAGES: _cri_images, CRI_RUNTIME: _cri_runtime, _TRANSFER: _transfer,
+    GRPC: _grpc, TTRPC: _ttrpc, **dict.fromkeys(_RESTART_NAMES, _restart),
 }  # fmt: skip
 """The plugins whose tables say something of a node. Since version 4 the sockets are plugins, too."""
 
@@ -228,34 +281,6 @@ def _owner(table: Table, key: str, default: int) -> int:
 
 def _unknown(into: Configuration, table: Table) -> None:
     into.warnings += [f"{table.name(key)}: unknown" for key in table.left()]
-
-
-def dump(configuration: Configuration) -> str:
-    """A file of version 2 that says the same, and all that can be said."""
-    registry = str(configuration.registry_config or "")
-    tables: dict[str, Mapping[str, str | int]] = {
-        "": {"version": 2, "root": str(configuration.root), "state": str(configuration.state)},
-        "grpc": {"address": str(configuration.address), "uid": configuration.uid, "gid": configuration.gid},
-        "ttrpc": {"address": str(configuration.ttrpc or "")},
-        "debug": {"level": configuration.level.replace("warning", "warn")},
-        f'plugins."{_CRI}".registry': {"config_path": registry},
-        f'plugins."{_CRI}".containerd': {
-            "default_runtime_name": "default", "snapshotter": configuration.snapshotter,
-        },
-        f'plugins."{_CRI}".containerd.runtimes.default.options': {"BinaryName": configuration.runtime},
-    }  # fmt: skip
-    lines = []
-    for name, values in tables.items():
-        lines += ["", f"[{name}]"] if name else []
-        lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: str | int) -> str:
-    if isinstance(value, int):
-        return str(value)
-    escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or c in '"\\\x7f' else c for c in value)
-    return f'"{escaped}"'
 
 
 def overridden(configuration: Configuration, **given: Any) -> Configuration:

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from shoal_cli.containerd import cgroups
 from shoal_cli.containerd.configuration import Configuration
 from shoal_cli.up.node import UpOptions, up
+
+TASKS = "io.containerd.runtime.v2.task"
+"""Containerd's directory of bundles, in its state directory."""
+_BUNDLES = Path("runtime", "bundles")
 
 
 def run(configuration: Configuration) -> None:
     """Runs until SIGINT or SIGTERM. Its state directory can be walked through, as containerd's: the socket is in it."""
     configuration.state.mkdir(parents=True, exist_ok=True, mode=0o711)
+    warnings = [*configuration.warnings, *_likely_killed(configuration.oom_score)]
+    _link_bundles(configuration.state)
+    with cgroups.inside(configuration.cgroup):
+        up(
+            UpOptions(
+                root=configuration.root, state=configuration.state, runtime=configuration.runtime,
+                log_level=configuration.level, arguments=_arguments(configuration), warnings=tuple(warnings),
+            )
+        )  # fmt: skip
+
+
+def _arguments(configuration: Configuration) -> dict[str, tuple[str, ...]]:
+    """What each service is told."""
     gateway = [
         "--address", str(configuration.address.absolute()),
         "--socket-uid", str(configuration.uid), "--socket-gid", str(configuration.gid),
@@ -17,12 +37,27 @@ def run(configuration: Configuration) -> None:
         gateway += ["--ttrpc", str(configuration.ttrpc)]
     if configuration.snapshotter:
         gateway += ["--snapshotter", configuration.snapshotter]
-    arguments = {"gateway": tuple(gateway)}
+    interval = configuration.restart_interval if configuration.restarts else 0
+    arguments = {"gateway": tuple(gateway), "runtime": ("--restart-interval", str(interval))}
     if configuration.registry_config is not None:
         arguments["content"] = ("--registry-config", str(configuration.registry_config.absolute()))
-    up(
-        UpOptions(
-            root=configuration.root, state=configuration.state, runtime=configuration.runtime,
-            log_level=configuration.level, arguments=arguments, warnings=tuple(configuration.warnings),
-        )
-    )  # fmt: skip
+    return arguments
+
+
+def _likely_killed(score: int) -> list[str]:
+    """Sets the OOM score adjustment of this process, which what it starts inherits; what can't be said of it."""
+    if score:
+        try:
+            Path("/proc/self/oom_score_adj").write_text(str(score), encoding="ascii")
+        except OSError as error:
+            return [f"oom_score: {score} can't be set: {error.strerror}"]
+    return []
+
+
+def _link_bundles(state: Path) -> None:
+    """Has containerd's own path lead to the bundles: for what looks there for a rootfs or a configuration."""
+    link = state / TASKS
+    if link.is_symlink():
+        link.unlink()
+    if not link.exists():
+        link.symlink_to(_BUNDLES)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from shoal_bus.errors import InvalidArgument
 
 T = TypeVar("T")
-_KINDS = {str: "text", int: "an integer", dict: "a table"}
+_KINDS = {str: "text", int: "an integer", dict: "a table", list: "an array"}
 
 
 class Table:
@@ -24,6 +24,13 @@ class Table:
     def integer(self, key: str) -> int:
         """Takes an integer; 0 where there is none."""
         return self._take(key, int) or 0
+
+    def texts(self, key: str) -> list[str]:
+        """Takes an array of texts; empty where there is none."""
+        found = self._take(key, list) or []
+        if not all(isinstance(one, str) for one in found):
+            raise InvalidArgument(f"{self.name(key)}: must be an array of text")
+        return found
 
     def table(self, key: str) -> Table:
         """Takes a table; empty where there is none."""

@@ -36,6 +36,8 @@ STOP_ORDER = (("gateway",), ("runtime", "content"), ("network", "snapshot"))
 """Who is asked to stop together: nobody before those who call it."""
 SERVICES = tuple(name for group in reversed(STOP_ORDER) for name in group)
 START_SECONDS = 60.0
+_OF_A_WHOLE_NODE = {"gateway": ("--await", str(START_SECONDS / 2))}
+"""What a service is told that isn't alone."""
 _SERVICE_READY = "service.ready"
 
 
@@ -167,7 +169,8 @@ class _NodeUp:
         level = "debug" if options.log_level == "debug" else "info"
         arguments = [
             "--node", self.node.name, "--root", str(self.node.root), "--state", str(self.node.state),
-            "--runtime", self.node.runtime, "--log-level", level, *options.arguments.get(service, ()),
+            "--runtime", self.node.runtime, "--log-level", level, *_OF_A_WHOLE_NODE.get(service, ()),
+            *options.arguments.get(service, ()),
         ]  # fmt: skip
         package = f"shoal_{service}"
         if not forks.is_current():

@@ -26,7 +26,7 @@ from shoal_gateway.proto.containerd.types.introspection_pb2 import RuntimeInfo, 
 from shoal_gateway.rpc import Servicer
 from shoal_gateway.typeurls import message_of
 
-PATIENCE_SECONDS = 0.5
+PATIENCE_SECONDS = 1.0
 """How long a service may take to say that it is there."""
 _UUIDS = uuid.UUID("d5f0a3d0-6b5e-5e2c-9a53-1f5a7c2f2b11")
 """The name space of node UUIDs (RFC 9562, version 5)."""

@@ -8,7 +8,7 @@ import asyncio
 from shoal_bus.api import runtime as api
 from shoal_bus.process import Process
 
-from shoal_runtime import cgroups
+from shoal_runtime import cgroups, shim_log
 from shoal_runtime.bundles import Bundles
 from shoal_runtime.containers import Containers
 from shoal_runtime.controls import Controls
@@ -44,15 +44,16 @@ _SANDBOX = "sandbox"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The service's own flags."""
     parser.add_argument(
-        "--restart-interval", type=_positive, default=INTERVAL_SECONDS,
-        help="seconds between looks at every container's restart policy, as containerd's restart monitor has it",
+        "--restart-interval", type=_seconds, default=INTERVAL_SECONDS,
+        help="seconds between looks at every container's restart policy, as containerd's restart monitor has it;"
+        " 0: policies are left alone",
     )  # fmt: skip
 
 
-def _positive(text: str) -> float:
+def _seconds(text: str) -> float:
     seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: must be more than 0 seconds")
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more seconds")
     return seconds
 
 
@@ -74,6 +75,7 @@ async def setup(process: Process) -> None:
     exits = Exits(database, tell)
     supervisor = Supervisor(process.state, process.locks, exits.heard, exits.out_of_memory)
     process.stack.push_async_callback(supervisor.close)
+    process.stack.enter_context(shim_log.heard(process.state))
     bundles = Bundles(process.state)
     containers = Containers(database, process.node.runtime)
     places = Places(process.state / "mounts", (process.node.root, process.node.state))
@@ -83,7 +85,7 @@ async def setup(process: Process) -> None:
     removal = Removal(database, process.locks, containers, tasks, service.client.with_namespace)
     runs = Runs(database, process.locks, containers, tasks, removal, process.node.runtime)
     exits.on_recorded(lambda *_: removal.wake())
-    rows, interval = Rows(database), process.args.restart_interval
+    rows, interval = Rows(database), process.args.restart_interval or INTERVAL_SECONDS
     monitor = Monitor(rows, service.client.with_namespace, interval)
     starts = Starts(database, rows, containers, tasks, removal, monitor.look_everywhere, interval)
     exits.on_recorded(lambda namespace, exit: monitor.look_at(namespace, exit.container_id))
@@ -161,4 +163,5 @@ async def setup(process: Process) -> None:
     found = await supervisor.start()
     await Reconciliation(database, process.locks, supervisor, tasks, exits, bundles).run(found)
     service.background(removal.sweep_for_ever(), "removal")
-    service.background(monitor.watch_for_ever(), "restarts")
+    if process.args.restart_interval:
+        service.background(monitor.watch_for_ever(), "restarts")

@@ -65,9 +65,12 @@ def _kept(record: dict[str, Any]) -> Path:
 def _delete(record: dict[str, Any]) -> bool:
     """Has the OCI runtime remove a container, and says whether that is so; one that is killed midway is asked again."""
     arguments = [record["runtime"], "--root", record["runtime_root"], "delete", "--force", record["id"]]
+    bundle = record["bundle"] if Path(record["bundle"]).is_dir() else "/"
     for _ in range(_DELETIONS):
         try:
-            done = subprocess.run(arguments, capture_output=True, text=True, timeout=_RUNTIME_SECONDS, check=False)
+            done = subprocess.run(
+                arguments, cwd=bundle, capture_output=True, text=True, timeout=_RUNTIME_SECONDS, check=False
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             log.warning("takedown.failed", container=record["id"], error=str(error))
             return False

@@ -27,7 +27,7 @@ import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -501,6 +501,7 @@ class Ingests:
         while data:
             written = os.pwrite(fd, data, at)
             at, data = at + written, data[written:]
+            os.utime(fd, ns=(time.time_ns(),) * 2)  # the kernel's own clock for that may be a tick behind
 
     def _hash_on(self, file: str, expected: str, data: memoryview, size: int) -> None:
         """Hashes what was written behind `size` bytes, if it was this process that wrote those, too."""
@@ -574,19 +575,19 @@ class Ingests:
         return told
 
     def _status(self, row: sqlite3.Row, offset: int | None = None) -> IngestStatus:
-        if offset is None:
-            try:
-                offset = self._layout.ingest(row["file"]).stat().st_size
-            except FileNotFoundError:
-                offset = 0
+        """It was updated when bytes were last written, whoever has opened it since: the row's time keeps it alive."""
+        size, written = 0, 0.0
+        with suppress(FileNotFoundError):
+            found = self._layout.ingest(row["file"]).stat()
+            size, written = found.st_size, found.st_mtime
         return IngestStatus(
             ref=row["ref"],
-            offset=offset,
+            offset=size if offset is None else offset,
             total=row["total"],
             expected=row["expected"],
             labels=load(row["labels"]),
             started_at=datetime.fromtimestamp(row["started_at"], UTC),
-            updated_at=datetime.fromtimestamp(row["updated_at"], UTC),
+            updated_at=datetime.fromtimestamp(max(row["started_at"], written), UTC),
         )
 
     def _find(self, namespace: str, ref: str) -> sqlite3.Row | None:

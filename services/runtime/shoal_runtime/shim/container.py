@@ -155,7 +155,7 @@ class Container:
         for id, entry in self._execs.items():
             if entry.process.exit is not None:
                 connection.send({"event": "exit", "exec": id, **entry.process.exit})
-        if self._init.exit is not None:
+        if self._init.exit is not None and self._status == "stopped":
             connection.send({"event": "exit", **self._init.exit})
 
     def _tell(self, event: dict[str, Any]) -> None:
@@ -346,8 +346,8 @@ class Container:
             else:
                 known.waiting.append(reply)
             return
-        if self._status not in ("running", "created") or self._deleting:
-            status = "being deleted" if self._deleting else self._status
+        if self._status not in ("running", "created") or self._deleting or self._init.exit is not None:
+            status = "being deleted" if self._deleting else "stopped" if self._init.exit is not None else self._status
             raise ShimError("FAILED_PRECONDITION", f"container {self._id} is {status}")
         record = f"{protocol.EXEC}{id}.json"
         entry = Exec(self._process(record, message["stdio"]), request_id)
@@ -363,10 +363,12 @@ class Container:
             else:
                 entry.process.release()
                 del self._execs[id]
+                self._exited_meanwhile()
             for waiting in entry.waiting:
                 waiting(error if error is not None else {"pid": entry.process.pid})
             if error is None:
                 self._watch_exec(id, entry.process)
+                self._exited_meanwhile()
             self._next()
 
         self._launching += 1
@@ -579,14 +581,33 @@ class Container:
             else:
                 process.when_flushed(one_less)
 
+    def _exited_meanwhile(self) -> None:
+        """Tells of the first process's end, if that came while execs were being started, once none is any more."""
+        if self._init.exit is not None and self._status != "stopped":
+            self._exited()
+
     def _exited(self) -> None:
+        if self._launching:
+            return  # nothing of a container begins once it is told to have ended
+        if self._facts["own_pids"]:
+            self._told_ended()
+            return
+
+        # Nobody else ends what the first process left behind where the kernel doesn't.
+        def kill(end: Done) -> None:
+            self._oci.kill(_signal.SIGKILL, True, end)
+
+        if self._busy or self._queue:  # what is under way may wait to hear of it
+            self._told_ended()
+            self._exclusively(lambda _: None, kill)
+        else:
+            self._exclusively(lambda _: self._told_ended(), kill)
+
+    def _told_ended(self) -> None:
+        assert self._init.exit is not None
         self._oom.look()  # what killed it is told before that it is dead
         self._status = "stopped"
-        assert self._init.exit is not None
         self._tell({"event": "exit", **self._init.exit})
-        if not self._facts["own_pids"]:
-            # Nobody else ends what the first process left behind where the kernel doesn't.
-            self._exclusively(lambda _: None, lambda end: self._oci.kill(_signal.SIGKILL, True, end))
 
     def _leave(self, answer: Callable[[], None]) -> None:
         """Removes the directory, then answers: whoever hears it finds nothing of this container any more."""

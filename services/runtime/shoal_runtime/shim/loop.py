@@ -185,12 +185,13 @@ class Loop:
         environment: Mapping[str, str] | None = None,
         capture: bool = True,
         session: bool = False,
+        directory: str = "/",
     ) -> int:
         """Starts a program; `done` gets its wait status and (with `capture`) what it printed. Returns its pid.
 
         `files` gives it descriptors of ours (`{0: stdin, …}`); the rest is /dev/null, or what is captured. With
-        `session` it leads one of its own: it isn't killed with what we leave unfinished when we are. OSError when there
-        is no such program.
+        `session` it leads one of its own: it isn't killed with what we leave unfinished when we are. `directory` is its
+        working directory, where that is still there. OSError when there is no such program.
         """
         output = bytearray()
         # Above the targets, so that none of them overwrites what is still to be copied.
@@ -202,6 +203,7 @@ class Loop:
             for fd in sorted({0, 1, 2, *given}):
                 source = given.get(fd, writer if capture and fd else null)
                 actions.append((os.POSIX_SPAWN_DUP2, source, fd))
+            _enter(directory)
             pid = os.posix_spawnp(
                 argv[0],
                 list(argv),
@@ -216,6 +218,7 @@ class Loop:
                 os.close(reader)
             raise
         finally:
+            _enter("/")
             for fd in (null, *given.values()):
                 os.close(fd)
             if capture:
@@ -352,3 +355,11 @@ def peer_is_root(sock: _socket.socket) -> bool:
     """Whether whoever connected is root (unix(7), SO_PEERCRED)."""
     credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
     return int.from_bytes(credentials[4:8], "little") == 0
+
+
+def _enter(directory: str) -> None:
+    """Changes the working directory, which a child inherits, to one that may have gone."""
+    try:
+        os.chdir(directory)
+    except FileNotFoundError:
+        pass

@@ -148,7 +148,10 @@ class OciRuntime:
             done(error)
 
         try:
-            self._loop.spawn(argv, ended, files=files, capture=files is None, environment=self._environment())
+            self._loop.spawn(
+                argv, ended, files=files, capture=files is None, environment=self._environment(),
+                directory=self._bundle,  # as containerd's shims start it: wrappers of runtimes look there
+            )  # fmt: skip
         except OSError as error:
             done(
                 ShimError(

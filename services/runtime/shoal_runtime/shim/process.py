@@ -11,7 +11,7 @@ from shoal_runtime.shim.logger import Logger
 from shoal_runtime.shim.loop import Loop
 from shoal_runtime.shim.protocol import ShimError
 from shoal_runtime.shim.reaper import Handover
-from shoal_runtime.shim.stdio import ConsoleSocket, Streams, Terminal
+from shoal_runtime.shim.stdio import ConsoleSocket, Streams, Terminal, unread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Done = Callable[["ShimError | None"], None]
 
 _FLUSH_SECONDS = 2.0
+_READ_SECONDS, _LOOK_SECONDS = 1.0, 0.002
+"""How long a reader may take for what is in its FIFO, and how often it is looked at."""
 
 
 class Process:
@@ -196,6 +198,13 @@ class Process:
             callback()
 
     def _when_logged(self, callback: Callable[[], None]) -> None:
+        """A client lets go of its FIFOs when it hears that the process is forgotten: what is in them is lost then."""
+        self._when_read(time.monotonic() + _READ_SECONDS, callback)
+
+    def _when_read(self, ends: float, callback: Callable[[], None]) -> None:
+        if unread(self._stdio) and time.monotonic() < ends:
+            self._loop.after(_LOOK_SECONDS, lambda: self._when_read(ends, callback))
+            return
         self.release()
         if self._logger is not None:
             self._logger.finish(callback)

@@ -40,6 +40,24 @@ def _path(uri: str) -> str:
     return unquote(urlsplit(uri).path)
 
 
+def unread(stdio: dict[str, Any]) -> bool:
+    """Whether there is something in the client's FIFOs that somebody has yet to read."""
+    for name in ("stdout", "stderr"):
+        where = stdio.get(name, "")
+        if not where or "://" in where:
+            continue
+        try:
+            fd = os.open(where, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            continue  # nobody reads (fifo(7), ENXIO), or it has gone
+        try:
+            if stat.S_ISFIFO(os.fstat(fd).st_mode) and any(fcntl.ioctl(fd, termios.FIONREAD, bytes(_FD.size))):
+                return True
+        finally:
+            os.close(fd)
+    return False
+
+
 class Streams:
     """The descriptors of one process without a terminal: `files` for the runtime, and the ends kept open."""
 

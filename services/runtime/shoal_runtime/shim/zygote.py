@@ -18,7 +18,7 @@ import resource
 import select
 import sys
 
-from shoal_runtime.shim import cgroups, protocol
+from shoal_runtime.shim import cgroups, files, protocol
 from shoal_runtime.shim.loop import peer_is_root
 from shoal_runtime.shim.reaper import rehearse
 from shoal_runtime.shim.shim import supervise
@@ -30,6 +30,8 @@ _SERVICE_S_OWN = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID",
 """What systemd says to a service: an OCI runtime that heard it would take it for its container's."""
 _KEPT_OPEN = 3
 _MOST_FDS = 1 << 20
+_HIGHEST_OOM_SCORE = 1000
+"""proc(5), /proc/pid/oom_score_adj."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -75,6 +77,7 @@ def main(directory: str, open_files: str) -> None:
     # What a killed shim leaves comes to us.
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     name_process("shoal-zygote")
+    _die_sooner()
     cgroups.leave_unit()
     cgroups.prepare()
     for name in _SERVICE_S_OWN:
@@ -83,6 +86,15 @@ def main(directory: str, open_files: str) -> None:
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # the kernel reaps shims, and what killed ones leave
     shims, wanted = listeners
     Zygote(directory, wanted, shims).serve()
+
+
+def _die_sooner() -> None:
+    """A shim is likelier to be killed where memory is short than the service that started us, as containerd's are."""
+    try:
+        score = int(files.read("/proc/self/oom_score_adj"))
+        files.append("/proc/self/oom_score_adj", str(min(score + 1, _HIGHEST_OOM_SCORE)))
+    except OSError as error:
+        sys.stderr.write(f"zygote: its OOM score stays: {error}\n")
 
 
 def name_process(name: str) -> None:
