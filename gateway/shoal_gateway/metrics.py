@@ -40,6 +40,7 @@ class Calls:
 
     def __init__(self, metrics: Metrics, service: str, method: str) -> None:
         self._requests, self._labels = metrics.requests, (service, method)
+        self._codes: dict[grpc.StatusCode, Counter] = {}
         self._seconds = metrics.seconds.labels(service, method)
         self._in_flight = metrics.in_flight.labels(service, method)
 
@@ -56,7 +57,12 @@ class Calls:
         finally:
             self._in_flight.dec()
             self._seconds.observe(time.perf_counter() - began)
-            self._requests.labels(*self._labels, outcome.code.name).inc()
+            self._ended(outcome.code).inc()
+
+    def _ended(self, code: grpc.StatusCode) -> Counter:
+        if code not in self._codes:
+            self._codes[code] = self._requests.labels(*self._labels, code.name)
+        return self._codes[code]
 
 
 class Metrics:
