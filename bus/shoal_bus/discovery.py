@@ -52,10 +52,18 @@ A = TypeVar("A", bound=Answering)
 
 
 async def ping(
-    connection: Connection, node: str, *, awaited: Collection[str] = SERVICES, seconds: float = 1.0
+    connection: Connection,
+    node: str,
+    *,
+    awaited: Collection[str] = SERVICES,
+    seconds: float = 1.0,
+    further: float = _SETTLED_SECONDS,
 ) -> list[Answering]:
-    """The copies of services that answer on `node`: returns when each of `awaited` has, after `seconds` at most."""
-    return await _ask(connection, "$SRV.PING", Answering, node, awaited, seconds)
+    """The copies of services that answer on `node`: returns when each of `awaited` has, after `seconds` at most.
+
+    Those that aren't awaited are waited for as long as `further` seconds after the last one.
+    """
+    return await _ask(connection, "$SRV.PING", Answering, node, awaited, seconds, further)
 
 
 async def all_answer(
@@ -80,7 +88,13 @@ async def stats(
 
 
 async def _ask(
-    connection: Connection, subject: str, kind: type[A], node: str, awaited: Collection[str], seconds: float
+    connection: Connection,
+    subject: str,
+    kind: type[A],
+    node: str,
+    awaited: Collection[str],
+    seconds: float,
+    further: float = _SETTLED_SECONDS,
 ) -> list[A]:
     missing, found = set(awaited), []
     ends = time.monotonic() + seconds
@@ -89,7 +103,7 @@ async def _ask(
         subscription = await connection.subscribe(inbox)
         try:
             await connection.publish(subject, b"", reply=inbox)
-            while (left := min(ends - time.monotonic(), seconds if missing else _SETTLED_SECONDS)) > 0:
+            while (left := min(ends - time.monotonic(), seconds if missing else further)) > 0:
                 try:
                     message = await subscription.next_msg(left)
                 except (TimeoutError, nats.errors.TimeoutError):

@@ -184,6 +184,11 @@ def broadcast(node: str, service: str, name: str) -> str:
     return f"{ROOT}.{check_node(node)}.{WHOLE_NODE}.{COPIES}.{_service(service)}.{_name('broadcast', name)}"
 
 
+def announcements(node: str) -> str:
+    """Every service's `ready` on one node."""
+    return f"{ROOT}.{check_node(node)}.{WHOLE_NODE}.{COPIES}.*.{READY}"
+
+
 def queue_group(node: str, service: str) -> str:
     """The queue group the copies of a service on a node share; named for the node, so that `_all` reaches each."""
     return f"{check_node(node)}.{_service(service)}"

@@ -16,6 +16,7 @@ from shoal_bus.api import runtime, snapshot
 from shoal_bus.client import Client
 from shoal_bus.errors import DeadlineExceeded, FailedPrecondition, NotFound, ShoalError, Unavailable, Unimplemented
 from shoal_bus.filters import compile_filters
+from shoal_bus.neighbours import Neighbours
 from shoal_bus.node import Node
 
 from shoal_gateway.call import Call
@@ -45,6 +46,7 @@ class Introspection(Servicer):
     def __init__(self, node: Node, client: Client, served: Mapping[str, str], version: str) -> None:
         self._node, self._client, self._served, self._version = node, client, served, version
         self._connection = client.connection
+        self._neighbours = Neighbours(client.connection, node.name)
         self._uuid = str(node_uuid(node))
 
     async def plugins(self, call: Call, request: pb.PluginsRequest) -> pb.PluginsResponse:
@@ -88,7 +90,7 @@ class Introspection(Servicer):
         return AnyProto(type_url=RuntimeInfo.DESCRIPTOR.full_name, value=told.SerializeToString())
 
     async def _plugins(self) -> list[pb.Plugin]:
-        found = {one.name for one in await discovery.ping(self._connection, self._node.name, seconds=PATIENCE_SECONDS)}
+        found = await self._neighbours.answering(PATIENCE_SECONDS)
         return plugins(self._node.root, found, self._served, await self._snapshotters(found))
 
     async def _snapshotters(self, answering: Collection[str]) -> list[snapshot.SnapshotterInfo]:
