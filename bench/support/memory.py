@@ -58,6 +58,7 @@ async def measure(world: World, effort: Effort) -> list[Row]:
             busy[side.name] = pss(side.services())
         finally:
             await _each(ids, lambda id, side=side: _end(side, id))  # type: ignore[misc]
+    whole = {name: busy[name] + supervising[name] * count for name in busy}
     return [
         _row(f"supervision of each of {count}, PSS", supervising, budget=PER_CONTAINER, note="shims, and the zygote"),
         _row("services, 0 containers, PSS", idle, note=f"{bus:.1f} of shoal's is its nats-server"),
@@ -67,9 +68,11 @@ async def measure(world: World, effort: Effort) -> list[Row]:
             {"containerd": idle["containerd"] + bus, "shoal": idle["shoal"]},
         ),
         _row(f"services, {count} containers, PSS", busy),
+        _row(f"services and supervision, {count} containers, PSS", whole),
         _row(
-            f"services and supervision, {count} containers, PSS",
-            {name: busy[name] + supervising[name] * count for name in busy},
+            f"the same beyond 0 containers, for each of {count}, PSS",
+            {name: (whole[name] - idle[name]) / count for name in whole},
+            budget=PER_CONTAINER,
         ),
     ]
 

@@ -45,6 +45,7 @@ class Node:
 
     def __init__(self, root: Path, state: Path) -> None:
         self.root, self.state = root, state
+        self.address = state / "containerd.sock"
         self.log = state / "node.log"
         self._process: subprocess.Popen[bytes] | None = None
 
