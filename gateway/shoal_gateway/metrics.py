@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import grpc
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -22,6 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from shoal_bus.api.runtime import ContainerMetrics
 from shoal_bus.discovery import ServiceStats
+from shoal_bus.errors import Code
 
 from shoal_gateway.container_metrics import ContainersCollector
 
@@ -32,7 +32,7 @@ _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 class Outcome:
     """How a call ended."""
 
-    code: grpc.StatusCode = grpc.StatusCode.OK
+    code: Code = Code.OK
 
 
 class Calls:
@@ -51,7 +51,7 @@ class Calls:
         try:
             yield outcome
         except asyncio.CancelledError:
-            outcome.code = grpc.StatusCode.CANCELLED
+            outcome.code = Code.CANCELLED
             raise
         finally:
             self._in_flight.dec()
