@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
-from typing import Any, Protocol, cast
+from collections.abc import Mapping
+from typing import Protocol, cast
 
 import structlog
 from hpack import Decoder, HPACKError, OversizedHeaderListError
@@ -26,13 +26,14 @@ _FIRST_WINDOW = 65535
 _AT_ONCE = 512 << 10
 """Bytes of one write."""
 _KEPT_HEADS = 256
+_UNDO_SECONDS = 2.0
 
 
 class Method(Protocol):
     """What serves the calls of one path."""
 
     takes_many: bool
-    """Its client streams messages: it is begun before the first."""
+    """Its client streams messages: it begins with the first, and not when all are there."""
 
     async def serve(self, stream: Stream) -> None:
         """Answers a call, whatever happens; cancelled when its client is gone."""
@@ -284,12 +285,18 @@ class Connection(asyncio.Protocol):
         self.write(frames.reset(stream.id, code))
         stream.cancel()
 
-    def serve(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def serve(self, method: Method, stream: Stream) -> asyncio.Task[None]:
         """Begins to serve a call."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(self._serve(method, stream))
         self._tasks.add(task)
         task.add_done_callback(self._served)
         return task
+
+    async def _serve(self, method: Method, stream: Stream) -> None:
+        # What its client has given up before isn't to be in its way. grpc's own tells that a little after the new call.
+        if undoing := {task for task in self._tasks if task.cancelling()}:
+            await asyncio.wait(undoing, timeout=_UNDO_SECONDS)
+        await method.serve(stream)
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

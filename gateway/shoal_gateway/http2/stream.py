@@ -40,8 +40,6 @@ class Stream:
         if head.timeout is not None:
             self._ends = time.monotonic() + head.timeout
             self._timer = asyncio.get_running_loop().call_later(head.timeout, self._expire)
-        if method.takes_many:
-            self._serve()
 
     def time_remaining(self) -> float | None:
         """Seconds the client still waits, where it said so."""
@@ -63,15 +61,17 @@ class Stream:
             return
         if last:
             self.take_end()
-        elif not self._arrived:
+            return
+        if not self._arrived:
             self._tell()
+        elif self._method.takes_many:
+            self._serve()
         self._notify()
 
     def take_end(self) -> None:
         """No more comes."""
         self._all_here = True
-        if not self._method.takes_many and self._task is None and not self._closed:
-            self._serve()
+        self._serve()
         self._notify()
 
     def only(self) -> bytes:
@@ -156,7 +156,9 @@ class Stream:
             self._task.cancel()
 
     def _serve(self) -> None:
-        self._task = self._connection.serve(self._method.serve(self))
+        # Not before there is something to look at: what its client has given up before it is known by then.
+        if self._task is None and not self._closed:
+            self._task = self._connection.serve(self._method, self)
 
     def _expire(self) -> None:
         error = DeadlineExceeded("context deadline exceeded")
