@@ -141,7 +141,7 @@ def _told(container: runtime.Container) -> pb.Container:
         sandbox=container.sandbox,
     )
     if container.packed_spec is not None:
-        told.spec.CopyFrom(typeurls.told(container.packed_spec))
+        told.spec.type_url, told.spec.value = container.packed_spec.type_url, container.packed_spec.value
     return told
 
 

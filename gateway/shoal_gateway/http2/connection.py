@@ -289,19 +289,18 @@ class Connection(asyncio.Protocol):
         """Begins to serve a call."""
         task = asyncio.get_running_loop().create_task(self._serve(method, stream))
         self._tasks.add(task)
-        task.add_done_callback(self._served)
+        task.add_done_callback(self._tasks.discard)
         return task
 
     async def _serve(self, method: Method, stream: Stream) -> None:
         # What its client has given up before isn't to be in its way. grpc's own tells that a little after the new call.
         if undoing := {task for task in self._tasks if task.cancelling()}:
             await asyncio.wait(undoing, timeout=_UNDO_SECONDS)
-        await method.serve(stream)
-
-    def _served(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("http2.failed", exc_info=error)
+        try:
+            await method.serve(stream)
+        except Exception:
+            log.exception("http2.failed")
+            stream.refuse(Code.INTERNAL, "internal error")
 
     def forget(self, stream: Stream, *, unread: bool) -> None:
         """A stream is over; `unread`: its client needn't go on sending."""
