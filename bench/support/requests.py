@@ -35,7 +35,7 @@ def _records(both: Sockets, probes: dict[str, Probe], effort: Effort) -> list[Ro
     taken: dict[str, dict[str, list[list[float]]]] = {name: defaultdict(list) for name in _MS}
     for side in both.sides:
         probes[side.name].ask("create", CONTAINERS, side.spec("probe", ["true"]))
-    for name, probe in probes.items():
+    for probe in probes.values():
         for asked in _MS:
             probe.ask(asked, 3, CONTAINERS)  # what is cold the first time
     for _ in range(effort.rounds):

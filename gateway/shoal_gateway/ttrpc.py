@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 from google.protobuf.message import DecodeError
 from shoal_bus.client import Client
+from shoal_bus.errors import Code
 
 from shoal_gateway.call import NAMESPACE_HEADER
 from shoal_gateway.listener import Listener
@@ -143,7 +144,7 @@ class _Connection:
         if isinstance(told, bytes):
             response.payload = told
         else:
-            response.status.code, response.status.message = code.value[0], told
+            response.status.code, response.status.message = int(code), told
         data = response.SerializeToString()
         try:
             self._writer.write(_HEADER.pack(len(data), stream, RESPONSE, 0) + data)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from shoal_bus.errors import Code, DeadlineExceeded, Internal, ShoalError
+from shoal_bus.errors import Code, DeadlineExceeded, ShoalError
 
 from shoal_gateway.http2 import grpc_wire
 from shoal_gateway.http2.frames import ErrorCode, Flag, Kind, frame
@@ -71,13 +71,14 @@ class Stream:
     def take_end(self) -> None:
         """No more comes."""
         self._all_here = True
+        if not self._method.takes_many and len(self._arrived) != 1:
+            self.refuse(Code.INTERNAL, f"grpc: a call with one message has {len(self._arrived)}")
+            return
         self._serve()
         self._notify()
 
     def only(self) -> bytes:
-        """The one message of a call that has one; INTERNAL, in grpc-go's words, where it hasn't."""
-        if len(self._arrived) != 1:
-            raise Internal(f"grpc: a call with one message has {len(self._arrived)}")
+        """The one message of a call that has one."""
         return self._arrived.popleft()
 
     async def messages(self) -> AsyncGenerator[bytes, None]:
