@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -45,14 +45,10 @@ class Call:
     _client: Client
 
     @classmethod
-    def of(cls, method: str, metadata: Sequence[tuple[str, Any]], remaining: float | None, client: Client) -> Call:
-        """The call that gRPC's metadata and deadline describe.
-
-        Of a header's values the first counts: a client that names another namespace within one's own puts it first.
-        """
-        headers = {key: value for key, value in reversed(metadata) if isinstance(value, str)}
+    def of(cls, method: str, metadata: dict[str, str], remaining: float | None, client: Client) -> Call:
+        """The call that gRPC's metadata and deadline describe."""
         ends = None if remaining is None else time.monotonic() + remaining
-        return cls(wire.new_id(), method, headers, ends, client)
+        return cls(wire.new_id(), method, metadata, ends, client)
 
     @property
     def namespace(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import grpc
 from pydantic import ValidationError
 from shoal_bus.errors import AlreadyExists, Code, NotFound, from_exception
 from shoal_bus.message import invalid
@@ -14,14 +13,14 @@ LONGEST_MESSAGE = 2048
 """Bytes of a sentence, each of which is three in a trailer if it isn't ASCII."""
 
 
-def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
+def status_of(error: BaseException) -> tuple[Code, str]:
     """The status and the one sentence that a client is told of any exception.
 
     What makes no message of the bus was the client's: it is said what is wrong with it.
     """
     told = invalid(error) if isinstance(error, ValidationError) else from_exception(error)
     code = Code.INTERNAL if told.code in (Code.UNKNOWN, Code.OK) else told.code
-    return grpc.StatusCode[code.name], _shown(str(told))
+    return code, _shown(str(told))
 
 
 def _shown(message: str) -> str:

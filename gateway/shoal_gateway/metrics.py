@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 
-import grpc
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -22,17 +19,31 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from shoal_bus.api.runtime import ContainerMetrics
 from shoal_bus.discovery import ServiceStats
+from shoal_bus.errors import Code
 
 from shoal_gateway.container_metrics import ContainersCollector
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
 
 
-@dataclass
 class Outcome:
-    """How a call ended."""
+    """How a call ended; counted and timed, in a `with`, as one call of a method."""
 
-    code: grpc.StatusCode = grpc.StatusCode.OK
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self.code = Code.OK
+
+    def __enter__(self) -> Outcome:
+        self._calls.in_flight.inc()
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
+            self.code = Code.CANCELLED
+        self._calls.in_flight.dec()
+        self._calls.seconds.observe(time.perf_counter() - self._began)
+        self._calls.ended(self.code).inc()
 
 
 class Calls:
@@ -40,29 +51,19 @@ class Calls:
 
     def __init__(self, metrics: Metrics, service: str, method: str) -> None:
         self._requests, self._labels = metrics.requests, (service, method)
-        self._codes: dict[grpc.StatusCode, Counter] = {}
-        self._seconds = metrics.seconds.labels(service, method)
-        self._in_flight = metrics.in_flight.labels(service, method)
+        self._ended: dict[Code, Counter] = {}
+        self.seconds = metrics.seconds.labels(service, method)
+        self.in_flight = metrics.in_flight.labels(service, method)
 
-    @contextmanager
-    def counted(self) -> Iterator[Outcome]:
-        """Counts and times what happens inside as one call, by the code it ends with."""
-        outcome, began = Outcome(), time.perf_counter()
-        self._in_flight.inc()
-        try:
-            yield outcome
-        except asyncio.CancelledError:
-            outcome.code = grpc.StatusCode.CANCELLED
-            raise
-        finally:
-            self._in_flight.dec()
-            self._seconds.observe(time.perf_counter() - began)
-            self._ended(outcome.code).inc()
+    def counted(self) -> Outcome:
+        """What happens inside is one call, counted by the code it ends with."""
+        return Outcome(self)
 
-    def _ended(self, code: grpc.StatusCode) -> Counter:
-        if code not in self._codes:
-            self._codes[code] = self._requests.labels(*self._labels, code.name)
-        return self._codes[code]
+    def ended(self, code: Code) -> Counter:
+        """The calls that ended so."""
+        if code not in self._ended:
+            self._ended[code] = self._requests.labels(*self._labels, code.name)
+        return self._ended[code]
 
 
 class Metrics:

@@ -7,26 +7,25 @@
 
 A method `PluginInfo` is served by `plugin_info`; one that streams its replies is an asynchronous generator, and gets an
 asynchronous iterator where requests stream, too. What the class hasn't got is UNIMPLEMENTED. There are no generated
-servicers and no interceptors: parsing belongs here, since gRPC would answer UNKNOWN for what it can't parse, and each
-layer less is time on every call.
+servicers and no interceptors: each layer less is time on every call.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, ClassVar
 
-import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from shoal_bus.client import Client
-from shoal_bus.errors import Internal, ShoalError
+from shoal_bus.errors import Code, Internal, ShoalError
 
 from shoal_gateway.call import Call
 from shoal_gateway.errors import status_of
+from shoal_gateway.http2.stream import Stream
 from shoal_gateway.metrics import Metrics
 
 
@@ -36,10 +35,9 @@ class Servicer:
     service: ClassVar[ServiceDescriptor]
 
 
-def bind(servicer: Servicer, client: Client, metrics: Metrics) -> grpc.GenericRpcHandler[bytes, bytes]:
-    """The handler that serves `servicer` on a `grpc.aio` server."""
-    handlers = {binding.name: binding.handler() for binding in bindings(servicer, client, metrics)}
-    return grpc.method_handlers_generic_handler(servicer.service.full_name, handlers)
+def bind(servicer: Servicer, client: Client, metrics: Metrics) -> dict[str, Binding]:
+    """What serves the methods of `servicer` on HTTP/2, by their paths."""
+    return {binding.path: binding for binding in bindings(servicer, client, metrics)}
 
 
 def bindings(servicer: Servicer, client: Client, metrics: Metrics) -> Iterator[Binding]:
@@ -55,17 +53,6 @@ def snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-class _Gone(Exception):
-    """The client isn't there any more: there is nobody to tell anything."""
-
-
-async def _write(context: Any, data: bytes) -> None:
-    try:
-        await context.write(data)
-    except grpc.aio.InternalError:  # what grpc raises where the connection has been closed meanwhile
-        raise _Gone from None
-
-
 class Binding:
     """One method, bound to what implements it."""
 
@@ -74,69 +61,58 @@ class Binding:
         self.name = method.name
         self.streams = method.client_streaming, method.server_streaming
         """Whether it streams its requests, and its replies."""
-        self._path = f"/{method.containing_service.full_name}/{method.name}"
+        self.takes_many = method.client_streaming
+        self.path = f"/{method.containing_service.full_name}/{method.name}"
+        if self.streams == (True, False):
+            raise NotImplementedError(f"{self.path}: the protocol has no such methods")
         self._request: type[Message] = GetMessageClass(method.input_type)
         self._implementation = implementation
         self._client = client
         self._calls = metrics.calls(method.containing_service.full_name, method.name)
 
-    def handler(self) -> Any:
-        """What gRPC is to call."""
-        match self.streams:
-            case False, False:
-                return grpc.unary_unary_rpc_method_handler(self.unary)
-            case False, True:
-                return grpc.unary_stream_rpc_method_handler(self.stream)
-            case True, True:
-                return grpc.stream_stream_rpc_method_handler(self.both)
-        raise NotImplementedError(f"{self._path}: the protocol has no such methods")
-
-    def call(self, metadata: Sequence[tuple[str, Any]], remaining: float | None) -> Call:
+    def call(self, metadata: dict[str, str], remaining: float | None) -> Call:
         """A call of it, by a client that still waits for so many seconds (None: it doesn't say)."""
-        return Call.of(self._path, metadata, remaining, self._client)
+        return Call.of(self.path, metadata, remaining, self._client)
 
-    async def answer(self, call: Call, data: bytes) -> tuple[grpc.StatusCode, bytes | str]:
+    async def answer(self, call: Call, data: bytes) -> tuple[Code, bytes | str]:
         """A unary call's reply, or, where it failed, what its client is told."""
         implementation: Callable[[Call, Message], Awaitable[Message]] = self._implementation
         with self._calls.counted() as outcome:
             try:
-                return grpc.StatusCode.OK, (await implementation(call, self._parse(data))).SerializeToString()
+                return Code.OK, (await implementation(call, self._parse(data))).SerializeToString()
             except Exception as error:  # noqa: BLE001 (every exception is told, as a status)
                 outcome.code, message = self._refused(call, error)
                 return outcome.code, message
 
-    async def unary(self, data: bytes, context: Any) -> bytes:
-        code, told = await self.answer(self._called(context), data)
-        if isinstance(told, bytes):
-            return told
-        await context.abort(code, told)
-        raise AssertionError("abort raises")
-
-    async def stream(self, data: bytes, context: Any) -> None:
-        await self._stream(context, lambda call: self._implementation(call, self._parse(data)))
-
-    async def both(self, requests: AsyncIterator[bytes], context: Any) -> None:
-        async def parsed() -> AsyncGenerator[Message, None]:
-            async for data in requests:
-                yield self._parse(data)
-
-        await self._stream(context, lambda call: self._implementation(call, parsed()))
-
-    async def _stream(self, context: Any, begin: Callable[[Call], AsyncGenerator[Message | bytes, None]]) -> None:
-        call = self._called(context)
+    async def serve(self, stream: Stream) -> None:
+        """Answers one call on HTTP/2."""
+        call = self.call(stream.metadata, stream.time_remaining())
+        if self.streams == (False, False):
+            code, told = await self.answer(call, stream.only())
+            if isinstance(told, bytes):
+                await stream.respond(told)
+            else:
+                stream.refuse(code, told)
+            return
         with self._calls.counted() as outcome:
             try:
-                async with aclosing(begin(call)) as items:
-                    async for item in items:
-                        # Writing waits for a client that is slow, and so does the generator.
-                        await _write(context, item if isinstance(item, bytes) else item.SerializeToString())
-                return
-            except _Gone:
-                outcome.code = grpc.StatusCode.CANCELLED
-                return
+                await self._several(call, stream)
             except Exception as error:  # noqa: BLE001 (every exception is told, as a status)
                 outcome.code, message = self._refused(call, error)
-            await context.abort(outcome.code, message)
+                stream.refuse(outcome.code, message)
+
+    async def _several(self, call: Call, stream: Stream) -> None:
+        async def parsed() -> AsyncGenerator[Message, None]:
+            async for data in stream.messages():
+                yield self._parse(data)
+
+        asked = parsed() if self.takes_many else self._parse(stream.only())
+        items: AsyncGenerator[Message | bytes, None] = self._implementation(call, asked)
+        async with aclosing(items):
+            async for item in items:
+                # Writing waits for a client that is slow, and so does the generator.
+                await stream.write(item if isinstance(item, bytes) else item.SerializeToString())
+        stream.end()
 
     def _parse(self, data: bytes) -> Message:
         try:
@@ -145,12 +121,9 @@ class Binding:
             # The code and the words of grpc-go, which containerd's clients know.
             raise Internal(f"grpc: error unmarshalling request: not a {self._request.DESCRIPTOR.full_name}") from None
 
-    def _called(self, context: Any) -> Call:
-        return self.call(context.invocation_metadata() or (), context.time_remaining())
-
-    def _refused(self, call: Call, error: Exception) -> tuple[grpc.StatusCode, str]:
+    def _refused(self, call: Call, error: Exception) -> tuple[Code, str]:
         code, message = status_of(error)
-        if code is grpc.StatusCode.INTERNAL and not isinstance(error, ShoalError):
+        if code is Code.INTERNAL and not isinstance(error, ShoalError):
             call.log.error("call.failed", error=message, exc_info=error)
         else:
             call.log.info("call.refused", code=code.name, error=message)

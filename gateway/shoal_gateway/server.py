@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import grpc
 import structlog
-from grpc_reflection.v1alpha import reflection
 from shoal_bus.client import Client
 from shoal_bus.errors import FailedPrecondition
 from shoal_bus.node import Node
@@ -30,16 +28,16 @@ from shoal_gateway.containerd.tasks import Tasks
 from shoal_gateway.containerd.transfer import Transfer
 from shoal_gateway.containerd.version import Version
 from shoal_gateway.health import Health
+from shoal_gateway.http2.server import listening
 from shoal_gateway.listener import Listener
 from shoal_gateway.live import LiveEvents
 from shoal_gateway.metrics import Metrics
+from shoal_gateway.reflection import Reflection
 from shoal_gateway.rpc import Servicer, bind
 from shoal_gateway.streams import Streams
 
 log = structlog.get_logger(__name__)
 
-LARGEST_REQUEST = 16 << 20
-"""What containerd takes, and its clients send at most."""
 DRAIN_SECONDS = 3.0
 """How long calls under way may take to finish when the gateway stops; subscribers are ended then."""
 PLUGINS = {
@@ -92,7 +90,9 @@ def servicers(
         Streaming(streams),
         Transfer(streams, node.state, snapshotter),
     ]
-    return [*api, Health(client.connection, [one.service.full_name for one in api])]
+    names = [one.service.full_name for one in api]
+    health = Health(client.connection, names)
+    return [*api, health, Reflection([*names, health.service.full_name])]
 
 
 @asynccontextmanager
@@ -109,28 +109,17 @@ async def serving(
 
     At its end the path goes, then calls may finish.
     """
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", LARGEST_REQUEST),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_metadata_size", 64 << 10),
-        ]
-    )
-    server.add_generic_rpc_handlers([bind(one, client, metrics) for one in services])
-    names = [one.service.full_name for one in services]
-    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    methods = {path: method for one in services for path, method in bind(one, client, metrics).items()}
     listener = Listener(path, owner)
-    with listener.binding() as address:
-        try:
-            server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise FailedPrecondition(f"{path}: can't be listened on ({error})") from None
-    await server.start()
-    try:
+    async with AsyncExitStack() as stack:
+        with listener.binding() as address:
+            try:
+                server = await stack.enter_async_context(listening(address.removeprefix("unix:"), methods))
+            except OSError as error:
+                raise FailedPrecondition(f"{path}: can't be listened on ({error})") from None
+        stack.push_async_callback(server.stop, DRAIN_SECONDS)
         if ready is not None:
             await ready
         async with listener.published():
-            log.info("gateway.serving", path=str(path), services=names)
+            log.info("gateway.serving", path=str(path), services=[one.service.full_name for one in services])
             yield
-    finally:
-        await server.stop(DRAIN_SECONDS)

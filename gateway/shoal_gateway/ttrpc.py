@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import grpc
 import structlog
 from google.protobuf.message import DecodeError
 from shoal_bus.client import Client
+from shoal_bus.errors import Code
 
 from shoal_gateway.call import NAMESPACE_HEADER
 from shoal_gateway.listener import Listener
@@ -103,22 +103,22 @@ class _Connection:
         length, stream, kind, _ = _HEADER.unpack(await self._reader.readexactly(_HEADER.size))
         if length > LARGEST:
             await self._skip(length)
-            code, message = grpc.StatusCode.RESOURCE_EXHAUSTED, f"message length {length} exceeds {LARGEST}"
+            code, message = Code.RESOURCE_EXHAUSTED, f"message length {length} exceeds {LARGEST}"
             return await self._answer(stream, code, message)
         data = await self._reader.readexactly(length)
         if stream % 2 != 1:
-            return await self._answer(stream, grpc.StatusCode.INVALID_ARGUMENT, "StreamID must be odd for clients")
+            return await self._answer(stream, Code.INVALID_ARGUMENT, "StreamID must be odd for clients")
         if kind == DATA:
-            return await self._answer(stream, grpc.StatusCode.INVALID_ARGUMENT, "StreamID is of no stream")
+            return await self._answer(stream, Code.INVALID_ARGUMENT, "StreamID is of no stream")
         if kind != REQUEST:
             return None  # of a later version of the protocol
         if stream <= self._last:
-            return await self._answer(stream, grpc.StatusCode.INVALID_ARGUMENT, "StreamID must be higher than before")
+            return await self._answer(stream, Code.INVALID_ARGUMENT, "StreamID must be higher than before")
         self._last = stream
         try:
             request = Request.FromString(data)
         except DecodeError:
-            return await self._answer(stream, grpc.StatusCode.INVALID_ARGUMENT, "not a ttrpc.Request")
+            return await self._answer(stream, Code.INVALID_ARGUMENT, "not a ttrpc.Request")
         await self._room.acquire()
         task = asyncio.create_task(self._call(stream, request), name="ttrpc call")
         self._calls.add(task)
@@ -133,18 +133,18 @@ class _Connection:
         binding = self._methods.get((request.service, request.method))
         if binding is None:
             message = f"/{request.service}/{request.method}: no such method on this socket"
-            return await self._answer(stream, grpc.StatusCode.UNIMPLEMENTED, message)
-        metadata = [(_HEADERS.get(key := one.key.lower(), key), one.value) for one in request.metadata]
+            return await self._answer(stream, Code.UNIMPLEMENTED, message)
+        metadata = {_HEADERS.get(key := one.key.lower(), key): one.value for one in reversed(request.metadata)}
         remaining = request.timeout_nano / 1e9 if request.timeout_nano > 0 else None
         code, told = await binding.answer(binding.call(metadata, remaining), request.payload)
         return await self._answer(stream, code, told)
 
-    async def _answer(self, stream: int, code: grpc.StatusCode, told: bytes | str) -> None:
+    async def _answer(self, stream: int, code: Code, told: bytes | str) -> None:
         response = Response()
         if isinstance(told, bytes):
             response.payload = told
         else:
-            response.status.code, response.status.message = code.value[0], told
+            response.status.code, response.status.message = int(code), told
         data = response.SerializeToString()
         try:
             self._writer.write(_HEADER.pack(len(data), stream, RESPONSE, 0) + data)

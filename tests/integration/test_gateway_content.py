@@ -89,6 +89,10 @@ async def writing(channel: grpc.aio.Channel, *more: tuple[str, str]) -> AsyncIte
     )(metadata=(*IN, *more), timeout=30)
     try:
         yield Writing(call)
+        if not call.done():  # to its end: nobody is told when a call that is given up is undone
+            await call.done_writing()
+            while await call.read() is not grpc.aio.EOF:
+                pass
     finally:
         call.cancel()
 
