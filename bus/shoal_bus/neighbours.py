@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import nats.errors
 from nats.aio.msg import Msg
 
@@ -9,16 +11,17 @@ from shoal_bus import discovery, subjects
 from shoal_bus.connection import Connection
 from shoal_bus.errors import Unavailable
 
-_SERVICES = frozenset(discovery.SERVICES)
-
 
 class Neighbours:
-    """The services of one node. One that comes says so when it is ready; one that doesn't answer is forgotten."""
+    """The services of one node: `services` are always awaited, others once they have been there.
 
-    def __init__(self, connection: Connection, node: str) -> None:
-        self._connection, self._node = connection, node
+    One that comes says so when it is ready; one that doesn't answer is forgotten.
+    """
+
+    def __init__(self, connection: Connection, node: str, services: Collection[str]) -> None:
+        self._connection, self._node, self._services = connection, node, frozenset(services)
         self._further: set[str] | None = None
-        """What is there besides a node's own services; None where that isn't known."""
+        """What is there besides; None where that isn't known."""
         self._heard: set[str] = set()
         """What said that it is ready meanwhile."""
         self._listening, self._losses = False, 0
@@ -29,14 +32,14 @@ class Neighbours:
         await self._listen()
         before, losses = self._further, self._losses
         if before is None:
-            answers = await discovery.ping(self._connection, self._node, seconds=seconds)
+            answers = await discovery.ping(self._connection, self._node, awaited=self._services, seconds=seconds)
         else:
-            awaited = _SERVICES | before | self._heard
+            awaited = self._services | before | self._heard
             answers = await discovery.ping(self._connection, self._node, awaited=awaited, seconds=seconds, further=0.0)
         found = {one.name for one in answers}
         if losses == self._losses:
             silent = (before or set()) - found
-            self._further = ((self._further or set()) - silent) | self._heard | found - _SERVICES
+            self._further = ((self._further or set()) - silent) | self._heard | found - self._services
             self._heard = set()
         return found
 
@@ -50,7 +53,7 @@ class Neighbours:
         self._listening = True
 
     def _hear(self, message: Msg) -> None:
-        self._heard |= {message.subject.split(".")[-2]} - _SERVICES
+        self._heard |= {message.subject.split(".")[-2]} - self._services
 
     def _forget(self) -> None:
         self._further, self._losses = None, self._losses + 1

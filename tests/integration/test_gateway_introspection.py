@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import grpc
@@ -83,6 +84,28 @@ async def test_snapshotters_are_those_that_work_here(node: TestNode, channel: gr
     assert overlayfs.exports["root"].startswith(str(node.root))
     assert [one.os for one in overlayfs.platforms] == ["linux"]
     assert "parallel" in overlayfs.capabilities
+
+
+async def test_a_snapshotter_that_comes_is_there_at_once_and_one_that_goes_is_not_waited_for(
+    node: TestNode, channel: grpc.aio.Channel
+) -> None:
+    async def told() -> set[str]:
+        return {one.id for one in await plugins(channel, "type==io.containerd.snapshotter.v1")}
+
+    external = node.of("external")
+    assert "external" in await told()
+    for _ in range(3):
+        external.kill()
+        assert "external" not in await told()
+        external.start()
+        assert "external" in await told()
+    external.kill()
+    await told()
+    began = time.monotonic()
+    for _ in range(10):
+        assert "external" not in await told()
+    assert time.monotonic() - began < 5  # ten of those that were awaited would take a second each
+    external.start()
 
 
 async def test_the_runtime_tells_what_it_can_do(channel: grpc.aio.Channel) -> None:

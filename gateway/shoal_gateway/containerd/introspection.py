@@ -46,7 +46,7 @@ class Introspection(Servicer):
     def __init__(self, node: Node, client: Client, served: Mapping[str, str], version: str) -> None:
         self._node, self._client, self._served, self._version = node, client, served, version
         self._connection = client.connection
-        self._neighbours = Neighbours(client.connection, node.name)
+        self._neighbours = Neighbours(client.connection, node.name, {one for one in served.values() if one})
         self._uuid = str(node_uuid(node))
 
     async def plugins(self, call: Call, request: pb.PluginsRequest) -> pb.PluginsResponse:
