@@ -77,7 +77,7 @@ async def _services_answer(process: Process) -> None:
         missing = await discovery.all_answer(
             process.connection, process.node.name, process.stop, seconds=process.args.patience
         )
-        if missing:
+        if missing and not process.stop.is_set():
             log.warning("gateway.services_missing", services=sorted(missing))
 
 

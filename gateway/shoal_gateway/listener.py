@@ -12,6 +12,7 @@ import asyncio
 import os
 import socket
 import stat
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -33,9 +34,11 @@ class Listener:
     def __init__(self, path: Path, owner: tuple[int, int] = (0, 0)) -> None:
         """`owner` is the user and the group that the socket belongs to."""
         self.path, self._owner = path.absolute(), owner
-        self.own = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        if len(os.fsencode(self.own)) > _LONGEST:
-            room = _LONGEST - len(self.own.name) + len(self.path.name)
+        self._prefix = f".{zlib.crc32(os.fsencode(self.path.name)):08x}."  # shorter than most names, and one for each
+        self.own = self.path.with_name(f"{self._prefix}{os.getpid()}")
+        longest = max(len(os.fsencode(one.name)) for one in (self.path, self.own))
+        if len(os.fsencode(self.path.parent)) + 1 + longest > _LONGEST:
+            room = _LONGEST - longest - 1
             raise InvalidArgument(
                 f"{self.path}: too long for a Unix socket",
                 hint=f"its directory has {room} characters at most",
@@ -95,7 +98,7 @@ class Listener:
 
     def _sweep(self) -> None:
         """Removes what copies that were killed left beside the path."""
-        for other in self.path.parent.glob(f".{self.path.name}.*"):
+        for other in self.path.parent.glob(f"{self._prefix}*"):
             if stat.S_ISSOCK(other.lstat().st_mode) and not alive(other):
                 other.unlink(missing_ok=True)
 

@@ -102,7 +102,7 @@ async def watch_for_zombies(orphans: Orphans, found: list[str]) -> None:
 def files_left(node: RuntimeNode) -> list[str]:
     """What is in the runtime service's state directory besides what belongs there when no container is left."""
     state = node.node.state / "runtime"
-    theirs = {"locks", "zygote.lock", "shims", "bundles", "oci"}
+    theirs = {"locks", "zygote.lock", "log", "shims", "bundles", "oci"}
     return [str(path) for path in state.iterdir() if path.name not in theirs] + [
         str(path) for name in ("shims", "bundles", "oci/*") for path in state.glob(f"{name}/*")
     ]

@@ -575,7 +575,7 @@ async def test_a_checkpoint_is_kept_as_content_and_a_task_comes_back_from_it(nod
         assert archive.getnames() == ["core-1.img", "descriptors.json"]
     assert AnyMessage.FromString(blobs[1]) == (await calls.container_of("dumped")).spec
     bundle = node.node.state / "runtime" / "bundles" / node.namespace / "dumped"
-    assert {path.name for path in bundle.iterdir()} <= {"config.json", "rootfs"}
+    assert {path.name for path in bundle.iterdir()} <= {"config.json", "rootfs", "log", "shim-binary-path"}
     await calls.end("dumped")
     assert await calls.create("restored", container={"runtime": runtime}, checkpoint=images) == 0
     pid = await calls.start("restored")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _START_SECONDS = 30.0
+_RUNC = Path("/run/containerd/runc")
+"""Where it has runc keep its state, a directory for each namespace, whatever its own is."""
 _CONFIG = """\
 version = 2
 root = "{directory}/root"
@@ -44,11 +47,14 @@ class Containerd:
 def running() -> Iterator[Containerd]:
     """containerd for the length of a block."""
     directory = Path(tempfile.mkdtemp(prefix="shoal-containerd-", dir="/tmp"))  # a socket's path is short
+    (directory / "tmp").mkdir()
+    before = set(_RUNC.glob("*"))
     (directory / "config.toml").write_text(_CONFIG.format(directory=directory))
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            ["containerd", "--config", str(directory / "config.toml")], stdout=log, stderr=log, start_new_session=True
-        )
+            ["containerd", "--config", str(directory / "config.toml")],
+            stdout=log, stderr=log, start_new_session=True, env={**os.environ, "TMPDIR": str(directory / "tmp")},
+        )  # fmt: skip
     try:
         made = Containerd(directory)
         deadline = time.monotonic() + _START_SECONDS
@@ -61,3 +67,6 @@ def running() -> Iterator[Containerd]:
         process.terminate()
         process.wait(20)
         shutil.rmtree(directory)
+        for left in set(_RUNC.glob("*")) - before:
+            with suppress(OSError):  # somebody else's, in use
+                left.rmdir()

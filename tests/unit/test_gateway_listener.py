@@ -33,7 +33,7 @@ async def test_the_socket_is_roots_alone_from_its_first_moment(tmp_path: Path) -
 
 async def test_what_a_killed_copy_left_is_replaced_and_swept(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
-    for name in (path, tmp_path / ".a.sock.1"):
+    for name in (path, Listener(path).own.with_suffix(".1")):
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(name))
     listener = Listener(path)
