@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from tests.support.natsd import NatsServer
+from tests.support.nursery import Born, nursery
 
 READY = "service.ready"
 START_SECONDS = 30.0
@@ -22,7 +21,7 @@ class ServiceProcess:
         self.name, self.copy, self._node, self._arguments = name, copy, node, arguments
         self._module = module or f"shoal_{name}"
         self.log = node.directory / f"{name}-{copy}.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Born | None = None
 
     @property
     def pid(self) -> int:
@@ -35,15 +34,8 @@ class ServiceProcess:
 
     def start(self) -> None:
         offset = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self._module, *self._node.arguments, *self._arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._node.environment,
-                start_new_session=True,
-            )
+        arguments = [*self._node.arguments, *self._arguments]
+        self._process = nursery().start(self._module, arguments, self._node.environment, self.log)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if READY.encode() in self.log.read_bytes()[offset:]:
