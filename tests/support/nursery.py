@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -72,7 +73,10 @@ class Nursery:
     def start(self, module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Born:
         """Runs a module as `__main__`; what it prints goes to the end of `log`."""
         log.touch()
-        asked = {"run": module, "arguments": list(arguments), "environment": dict(environment), "log": str(log)}
+        asked = {
+            "run": module, "arguments": list(arguments), "environment": dict(environment), "log": str(log),
+            "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        }  # fmt: skip
         return Born(self, self.ask(asked)["pid"])
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +122,7 @@ def _become(request: dict[str, Any]) -> None:
 
     os.setsid()
     die_with(request["parent"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, request["files"])
     os.environ.clear()
     os.environ.update(request["environment"])
     output = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
