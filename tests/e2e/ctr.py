@@ -17,7 +17,7 @@ import pytest
 from tests.support import bundle, containerd
 from tests.support.gateway import ctr, lines_of
 from tests.support.gateway_tasks import GatewayNode
-from tests.support.leaks import remove_cgroups
+from tests.support.leaks import BESIDE, remove_cgroups
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def ours_of(node: GatewayNode) -> Side:
 def running_theirs(directories: pytest.TempPathFactory) -> Iterator[Side]:
     """Containerd's side for a block, at whose end nothing of it runs."""
     rootfs = bundle.busybox_rootfs(directories.mktemp("theirs") / "rootfs")
-    namespace = f"theirs{os.getpid()}"
+    namespace = f"{BESIDE}{os.getpid()}"
     try:
         with containerd.running() as daemon:
             side = Side(daemon.socket, namespace, rootfs)

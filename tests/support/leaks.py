@@ -27,6 +27,10 @@ def links() -> set[str]:
     return {link.name for link in Path("/sys/class/net").iterdir()}
 
 
+BESIDE = "theirs"
+"""What the namespaces of a containerd begin with that a test runs beside shoal, and whose cgroups that test removes."""
+
+
 def empty_cgroups() -> set[str]:
     """Cgroups of every hierarchy, by path, in which and below which no process is.
 
@@ -36,7 +40,7 @@ def empty_cgroups() -> set[str]:
     found: set[str] = set()
     populated: set[str] = set()
     for directory, _, files in os.walk("/sys/fs/cgroup", topdown=False):
-        if "cgroup.procs" not in files:
+        if "cgroup.procs" not in files or f"/{BESIDE}" in directory:
             continue
         try:
             has_processes = bool(Path(directory, "cgroup.procs").read_bytes())
