@@ -236,7 +236,7 @@ def test_a_run_with_a_terminal_is_typed_at_and_resized(node: GatewayNode, ours: 
         terminal.until(b"30 100\r")
         terminal.until(b"/dev/pts/0")
         terminal.resize(41, 121)
-        terminal.type(b"sleep 0.3; stty size\r")
+        terminal.type(b"sleep 1; stty size\r")
         terminal.until(b"41 121\r")
         terminal.type(b"exit 9\r")
         assert terminal.ends() == 9
