@@ -235,8 +235,10 @@ def test_a_run_with_a_terminal_is_typed_at_and_resized(node: GatewayNode, ours: 
         terminal.type(b"PATH=/bin; stty size; tty\r")
         terminal.until(b"30 100\r")
         terminal.until(b"/dev/pts/0")
+        terminal.type(b"sleep 0.5; echo is  listening\r")
+        terminal.until(b"is listening\r")  # ctr hears of no change before its own first resizing has been answered
         terminal.resize(41, 121)
-        terminal.type(b"sleep 1; stty size\r")
+        terminal.type(b"sleep 0.3; stty size\r")
         terminal.until(b"41 121\r")
         terminal.type(b"exit 9\r")
         assert terminal.ends() == 9
