@@ -7,7 +7,6 @@ late (or comes again) misses nothing that fits the pipe, and end of file comes w
 from __future__ import annotations
 
 import _socket
-import errno
 import fcntl
 import os
 import select
@@ -322,21 +321,29 @@ class Terminal:
         if events & select.POLLOUT:
             self._write_process()
         if events & ~select.POLLOUT:
-            try:
-                while self._master >= 0 and len(self._to_client) < _BUFFERED:
-                    data = os.read(self._master, _CHUNK)
-                    if not data:
-                        raise OSError(errno.EIO, "end")
-                    self._to_client += data
-                    self._write_client(0)
-            except BlockingIOError:
-                pass
-            except OSError:
-                # EIO: no process has the terminal open any more.
-                self._ended = True
-                self._loop.forget(self._master)
+            self._read_process()
         self._watch_master()
         self._check_finished()
+
+    def _read_process(self) -> None:
+        closed = False
+        while self._master >= 0 and len(self._to_client) < _BUFFERED:
+            try:
+                data = os.read(self._master, _CHUNK)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""  # EIO: no process has the terminal open any more
+            if data:
+                closed = False
+                self._to_client += data
+                self._write_client(0)
+            elif closed:
+                self._ended = True
+                self._loop.forget(self._master)
+                return
+            # The kernel looks for data first and for writers then: what is written and closed in between is behind EIO.
+            closed = not data
 
     def _write_client(self, _: int) -> None:
         if self._out < 0:
