@@ -22,7 +22,7 @@ from shoal_content.archives.work import tar as tars
 from shoal_content.archives.work.errors import Corrupt, Unacceptable, WorkError
 from shoal_content.archives.work.load import Load, load
 from shoal_content.archives.work.tar import TarReader, header, padding
-from shoal_content.images import selection as selecting
+from shoal_content.images import source
 from shoal_content.images.selection import Selection, select
 
 from tests.support.archives import blob, docker, layout, tar
@@ -135,7 +135,7 @@ def test_huge_manifests_and_configurations_are_refused(place: Path) -> None:
 
 def test_documents_are_bounded_all_together(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_DOCUMENTS_BYTES", 20_000)
-    monkeypatch.setattr(selecting, "MAX_DOCUMENTS_BYTES", 20_000)
+    monkeypatch.setattr(source, "MAX_DOCUMENTS_BYTES", 20_000)
     config = json.dumps({"rootfs": {"diff_ids": []}, "x": "y" * 3000}).encode()
     manifests = [{"Config": "c.json", "RepoTags": [f"app:{n}"], "Layers": []} for n in range(10)]
     with pytest.raises(FailedPrecondition, match="on top of"):

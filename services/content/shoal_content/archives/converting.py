@@ -23,7 +23,8 @@ from shoal_content.archives.work.compression import HEAD, compression_of
 from shoal_content.archives.work.recompress import Recompress
 from shoal_content.blobs.layout import digest_of
 from shoal_content.images import platforms
-from shoal_content.images.selection import Picked, Selection, StoreSource, select
+from shoal_content.images.selection import Picked, Selection, select
+from shoal_content.images.source import StoreSource
 from shoal_content.labels import UNCOMPRESSED
 
 _DOCKER_CONFIG, _OCI_CONFIG = (

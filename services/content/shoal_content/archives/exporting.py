@@ -21,7 +21,8 @@ from shoal_content.archives.importing import archive_place
 from shoal_content.archives.operation import Tools
 from shoal_content.archives.work.save import Save
 from shoal_content.images import platforms
-from shoal_content.images.selection import Picked, Selection, StoreSource, select
+from shoal_content.images.selection import Picked, Selection, select
+from shoal_content.images.source import StoreSource
 
 
 class Exports:

@@ -15,7 +15,7 @@ from shoal_content.archives.operation import Tools
 from shoal_content.archives.planning import Plan, Planning, Unpacking
 from shoal_content.archives.work.load import Load
 from shoal_content.archives.work.recompress import Recompress
-from shoal_content.images.selection import StoreSource
+from shoal_content.images.source import StoreSource
 from shoal_content.labels import UNCOMPRESSED
 
 

@@ -15,7 +15,8 @@ from shoal_content import media
 from shoal_content.archives.archive import Archive, Found
 from shoal_content.archives.naming import Names, Stored, stored
 from shoal_content.images import platforms
-from shoal_content.images.selection import MAX_DOCUMENTS_BYTES, Source, select
+from shoal_content.images.selection import select
+from shoal_content.images.source import Documents, Source
 
 _DEEPEST = 8
 
@@ -90,9 +91,8 @@ class _Storing:
     """
 
     def __init__(self, request: ImportImages, store: StoreArchive, source: Source) -> None:
-        self._request, self._store, self._source = request, store, source
+        self._request, self._store, self._documents = request, store, Documents(source, "the archive")
         self._platforms = [platforms.parse(text) for text in store.platforms]
-        self._read = 0
         self._led: dict[str, list[Descriptor]] = {}
         """What is taken of what each document leads to."""
         self._manifests: dict[str, tuple[Descriptor, bytes]] = {}
@@ -121,7 +121,7 @@ class _Storing:
             return
         if depth == _DEEPEST:
             raise FailedPrecondition(f"the archive has indexes in indexes, {_DEEPEST} deep")
-        data = self._document(descriptor)
+        data = self._documents.read(descriptor)
         kind = media.kind_of(data, descriptor.media_type)
         if kind in media.INDEXES:
             led = self._limited(
@@ -139,7 +139,7 @@ class _Storing:
             parts = [one for one in parts if one.media_type in media.CONFIGS]
         # A layer that may not be distributed isn't in an archive: whoever unpacks it fetches it.
         self._led[descriptor.digest] = [
-            one for one in parts if one.media_type not in media.NON_DISTRIBUTABLE or self._is_there(one)
+            one for one in parts if one.media_type not in media.NON_DISTRIBUTABLE or self._documents.has(one)
         ]
 
     def _wants(self, descriptor: Descriptor) -> bool:
@@ -158,7 +158,7 @@ class _Storing:
     def _add(self, plan: Plan, target: Descriptor) -> None:
         """An image's blobs. NOT_FOUND for one that isn't anywhere."""
         if target.digest not in plan.blobs:
-            self._there(target)
+            self._documents.require(target)
             plan.blobs[target.digest] = target
             for one in self._led.get(target.digest, []):
                 self._add(plan, one)
@@ -176,7 +176,7 @@ class _Storing:
         if media.is_artifact(data) or media.is_attestation(manifest):
             return []
         read = media.read_manifest(data)
-        config = media.read_config(self._document(read.config))
+        config = media.read_config(self._documents.read(read.config))
         platform = manifest.platform or config.platform
         if platform is not None and platforms.best(wanted, [platform]) is None:
             return []
@@ -185,26 +185,6 @@ class _Storing:
                 f"image {name}: its manifest has {len(read.layers)} layers, its configuration {len(config.diff_ids)}"
             )
         return [Unpacking(name, snapshotter, read.layers, config.diff_ids)]
-
-    def _document(self, descriptor: Descriptor) -> bytes:
-        self._there(descriptor)
-        self._read += descriptor.size
-        if descriptor.size > media.MAX_MANIFEST_BYTES or self._read > MAX_DOCUMENTS_BYTES:
-            raise FailedPrecondition(f"the archive's {descriptor.digest} is too large for what it should be")
-        return self._source.open(descriptor.digest)
-
-    def _is_there(self, descriptor: Descriptor) -> bool:
-        return self._source.size(descriptor.digest) is not None
-
-    def _there(self, descriptor: Descriptor) -> None:
-        size = self._source.size(descriptor.digest)
-        if size is None:
-            which = f" for {descriptor.platform}" if descriptor.platform else ""
-            raise NotFound(f"the archive leads to {descriptor.digest}{which}, which is neither in it nor on this node")
-        if size != descriptor.size:
-            raise FailedPrecondition(
-                f"the archive's {descriptor.digest} has {size} bytes, its descriptor says {descriptor.size}"
-            )
 
 
 class _Both:

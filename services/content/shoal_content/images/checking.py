@@ -28,7 +28,8 @@ from shoal_bus.types import Descriptor
 from shoal_content import media
 from shoal_content.archives.operation import Tools
 from shoal_content.images import platforms
-from shoal_content.images.selection import Source, StoreSource, select
+from shoal_content.images.selection import select
+from shoal_content.images.source import Source, StoreSource
 
 _PATIENCE_SECONDS = 2.0
 _AT_ONCE = 16

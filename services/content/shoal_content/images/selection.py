@@ -12,30 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from shoal_bus.errors import FailedPrecondition, NotFound
 from shoal_bus.types import Descriptor
 
 from shoal_content import media
-from shoal_content.blobs.store import Store
 from shoal_content.images import platforms
+from shoal_content.images.source import Documents, Source
 from shoal_content.images.tree import choose_manifest
 from shoal_content.media import Config, Manifest
 
-MAX_DOCUMENTS_BYTES = 32 << 20
-"""Of all manifests, indexes and configurations that one image leads to: each is parsed, which takes its time."""
 _DEEPEST = 4
-
-
-class Source(Protocol):
-    """Where an image's blobs are."""
-
-    def size(self, digest: str) -> int | None:
-        """A blob's size, or None where it isn't there."""
-
-    def open(self, digest: str) -> bytes:
-        """All of a small blob that is there."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +47,6 @@ class Selection:
     """Whether it is all of the target: of an index, all of its images."""
 
 
-class StoreSource:
-    """The blobs that a namespace sees."""
-
-    def __init__(self, store: Store, namespace: str) -> None:
-        self._store, self._namespace = store, namespace
-
-    def size(self, digest: str) -> int | None:
-        if not self._store.sees(self._namespace, digest):
-            return None
-        try:
-            return self._store.path(digest).stat().st_size
-        except FileNotFoundError:
-            return None
-
-    def open(self, digest: str) -> bytes:
-        return self._store.open(self._namespace, digest)
-
-
 def select(
     source: Source,
     name: str,
@@ -99,12 +68,12 @@ def select(
 
 class _Selecting:
     def __init__(self, source: Source, name: str, skip_non_distributable: bool, unpackable: bool) -> None:
-        self._source, self._name, self._skip, self._unpackable = source, name, skip_non_distributable, unpackable
-        self._read = 0
+        self._documents, self._name = Documents(source, f"image {name}"), name
+        self._skip, self._unpackable = skip_non_distributable, unpackable
 
     def run(self, target: Descriptor, platform: str, all_platforms: bool, only: Sequence[str]) -> Selection:
         found = Selection(target)
-        data = self._document(target)
+        data = self._documents.read(target)
         if media.kind_of(data, target.media_type) not in media.INDEXES:
             found.image = self._pick(found, target, data)
             if found.image.config is None:
@@ -120,7 +89,7 @@ class _Selecting:
             wanted = [choose_manifest(self._name, images, platform)]
         found.whole = len(wanted) == len(images)
         for entry in wanted:
-            self._pick(found, entry, self._document(entry))
+            self._pick(found, entry, self._documents.read(entry))
         digests = {entry.digest for entry in wanted}
         for entry in entries:
             if media.is_attestation(entry) and (all_platforms or entry.annotations.get(media.ATTESTED) in digests):
@@ -147,10 +116,10 @@ class _Selecting:
         for entry in media.read_entries(data):
             if entry.media_type not in media.INDEXES:
                 entries.append(entry)
-            elif self._source.size(entry.digest) is not None and entry.digest not in found.blobs:
+            elif self._documents.has(entry) and entry.digest not in found.blobs:
                 if depth == _DEEPEST:
                     raise FailedPrecondition(f"image {self._name}: indexes in indexes, {_DEEPEST} deep")
-                entries += self._entries(found, entry, self._document(entry), depth + 1)
+                entries += self._entries(found, entry, self._documents.read(entry), depth + 1)
             if len(entries) > media.MAX_MANIFESTS:
                 raise FailedPrecondition(f"image {self._name}: more than {media.MAX_MANIFESTS} manifests")
         return entries
@@ -161,7 +130,7 @@ class _Selecting:
         picked = Picked(entry, data)
         if not media.is_artifact(data) and not media.is_attestation(entry):
             manifest = media.read_manifest(data)
-            config = media.read_config(self._document(manifest.config))
+            config = media.read_config(self._documents.read(manifest.config))
             fits = len(manifest.layers) == len(config.diff_ids)
             if not fits and self._unpackable:
                 raise FailedPrecondition(
@@ -173,33 +142,16 @@ class _Selecting:
         for child in media.parts(data):
             if self._skip and child.media_type in media.NON_DISTRIBUTABLE:
                 continue
-            self._there(child)
+            self._documents.require(child)
             found.blobs[child.digest] = child
         found.blobs[entry.digest] = entry
         found.manifests.append(picked)
         return picked
 
     def _pick_if_there(self, found: Selection, entry: Descriptor) -> None:
-        if self._source.size(entry.digest) is None:
+        if not self._documents.has(entry):
             return
-        data = self._document(entry)
+        data = self._documents.read(entry)
         children = media.parts(data)
-        if all(self._source.size(child.digest) is not None for child in children):
+        if all(self._documents.has(child) for child in children):
             self._pick(found, entry, data)
-
-    def _document(self, descriptor: Descriptor) -> bytes:
-        self._there(descriptor)
-        self._read += descriptor.size
-        if descriptor.size > media.MAX_MANIFEST_BYTES or self._read > MAX_DOCUMENTS_BYTES:
-            raise FailedPrecondition(f"image {self._name}: {descriptor.digest} is too large for what it should be")
-        return self._source.open(descriptor.digest)
-
-    def _there(self, descriptor: Descriptor) -> None:
-        size = self._source.size(descriptor.digest)
-        if size is None:
-            which = f" for {descriptor.platform}" if descriptor.platform else ""
-            raise NotFound(f"image {self._name}: {descriptor.digest}{which} isn't there")
-        if size != descriptor.size:
-            raise FailedPrecondition(
-                f"image {self._name}: {descriptor.digest} has {size} bytes, its descriptor says {descriptor.size}"
-            )
