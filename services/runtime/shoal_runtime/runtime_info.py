@@ -10,7 +10,7 @@ from shoal_bus.api import runtime as api
 from shoal_bus.context import Context
 from shoal_bus.errors import FailedPrecondition
 
-from shoal_runtime.runtimes import require_runtime
+from shoal_runtime.runtimes import program_of, require_runtime
 
 _SECONDS = 10.0
 
@@ -23,11 +23,12 @@ class RuntimeInfos:
 
     async def info(self, ctx: Context, request: api.RuntimeInfoRequest) -> api.RuntimeInfo:
         """FAILED_PRECONDITION where there is no such program, or it doesn't say what it is."""
-        program = require_runtime(request.runtime or self._default)
-        version = await _said(program, "--version")
+        runtime = request.runtime or self._default
+        path, program = require_runtime(runtime), program_of(runtime)
+        version = await _said(path, "--version")
         if version is None:
             raise FailedPrecondition(f"runtime {program}: `{program} --version` fails: not an OCI runtime")
-        features = await _said(program, "features") or b""  # older ones have no such command
+        features = await _said(path, "features") or b""  # older ones have no such command
         first = version.decode(errors="replace").partition("\n")[0].strip()
         return api.RuntimeInfo(program=program, version=first, features=features if _is_object(features) else b"")
 

@@ -29,10 +29,11 @@ def program_of(runtime: str) -> str:
 
 
 def require_runtime(runtime: str) -> str:
-    """Its program; FAILED_PRECONDITION when there is none, before anything is made for it."""
+    """The path of its program; FAILED_PRECONDITION when there is none, before anything is made for it."""
     program = program_of(runtime)
-    if shutil.which(program) is None:
+    path = shutil.which(program)
+    if path is None:
         raise FailedPrecondition(
             f'runtime "{program}" not found on PATH', hint="install it, or name another with --runtime"
         )
-    return program
+    return path

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 import structlog
 from shoal_bus.errors import (
     AlreadyExists,
-    FailedPrecondition,
     NotFound,
     ShoalError,
     Unavailable,
@@ -28,6 +26,7 @@ from shoal_bus.types import Mount, Stdio
 from shoal_runtime.connection import CALL_SECONDS, ShimConnection
 from shoal_runtime.dead_shims import DeadShims
 from shoal_runtime.grace import GracePeriod
+from shoal_runtime.runtimes import require_runtime
 from shoal_runtime.shim import protocol, specification
 from shoal_runtime.shims import ExitRecord, Found, exit_record, place_of
 from shoal_runtime.turns import Turns
@@ -159,13 +158,7 @@ class Supervisor:
         if (self._places / name).exists() and (pid := await self._created_before(name, id, request_id)) is not None:
             return pid
         self._grace_period.begin()
-        options = options or {}
-        runtime = options.get("binary_name") or runtime
-        binary = shutil.which(runtime)
-        if binary is None:
-            raise FailedPrecondition(
-                f'runtime "{runtime}" not found on PATH', hint="install it, or name another with --runtime"
-            )
+        options, binary = options or {}, require_runtime(runtime)
         root = Path(options.get("root") or self._state / "oci") / namespace
         request = {
             "op": "create", "n": 1, "place": name, "namespace": namespace, "id": id, "bundle": str(bundle),

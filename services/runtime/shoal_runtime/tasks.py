@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator, Sequence
 
 import structlog
@@ -155,7 +154,7 @@ class Tasks:
                  checkpoint),
             )  # fmt: skip
         try:
-            self._bundles.make(ctx.namespace, id, fit_to_host(container.spec), shutil.which(program) or program)
+            self._bundles.make(ctx.namespace, id, fit_to_host(container.spec), program)
             if checkpoint_blob:
                 await checkpoints.fetch(ctx.client, checkpoint_blob, bundle)
             rootfs = await self._mounts.for_task(ctx, id, rootfs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import structlog
 from shoal_bus.api import content
@@ -22,14 +22,12 @@ from shoal_bus.errors import AlreadyExists, InvalidArgument, NotFound, ShoalErro
 from shoal_bus.filters import Field, compile_filters, label_field
 from shoal_bus.locks import Locks
 from shoal_bus.message import Empty, unpack
+from shoal_bus.together import in_thread
 from shoal_bus.types import Labels, Mount
 
 from shoal_runtime.mount_manager.places import Places
 from shoal_runtime.mount_manager.plan import Plan, may_need_one, plan_of
 from shoal_runtime.mount_manager.rows import Rows, activation_of, active_of, system_of
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -146,7 +144,7 @@ class MountManager:
             # A row comes before its place, so one without a row is nobody's.
             if not self._db.read("SELECT 1 FROM mounts WHERE place = ?", (place,)):
                 try:
-                    await _to_the_end(self._places.take_down, place)
+                    await in_thread(self._places.take_down, place)
                     log.warning("mounts.stray_removed", place=place)
                 except OSError:
                     log.exception("mounts.stray_not_removed", place=place)
@@ -207,7 +205,7 @@ class MountManager:
         place = secrets.token_hex(4)
         self._rows.begin(ctx, name, place, lease, labels)
         try:
-            active, system = await _to_the_end(self._places.carry_out, place, plan)
+            active, system = await in_thread(self._places.carry_out, place, plan)
         except Exception:
             if not self._places.is_there(place):
                 self._rows.drop(ctx.namespace, name)
@@ -221,18 +219,8 @@ class MountManager:
     async def _take_away(self, row: Any, *, begin: Context | None = None) -> None:
         """Takes an activation away, its row last; its lock is held. `begin`: as the work of that request."""
         self._rows.remove(row["namespace"], row["name"], begin)
-        await _to_the_end(self._places.take_down, row["place"])
+        await in_thread(self._places.take_down, row["place"])
         self._rows.drop(row["namespace"], row["name"])
-
-
-async def _to_the_end(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Does something in a thread. Who is cancelled meanwhile waits for it: nothing is mounted behind a lost lock."""
-    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments, **named))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        await asyncio.wait([working])
-        raise
 
 
 def _relabelled(labels: Labels, request: api.UpdateMount) -> Labels:
