@@ -42,13 +42,16 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     name = f"worker_of_{os.getpid()}"
     (tmp_path / f"{name}.py").write_text(textwrap.dedent(_MODULE))
     monkeypatch.syspath_prepend(tmp_path)
+    before = set(psutil.Process().children())
     with _standard_error(tmp_path / "log"):
         server = ForkServer(name)
     try:
         yield server
     finally:
+        started = [child for child in psutil.Process().children() if child not in before]
+        started += [each for child in started for each in child.children(recursive=True)]
         await server.close()
-        assert not [child for child in psutil.Process().children(recursive=True) if "shoal-" in child.name()]
+        assert not [child for child in started if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
 @contextmanager
