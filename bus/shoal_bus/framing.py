@@ -13,11 +13,15 @@ from typing import Any
 
 from nats.errors import BadHeaderError, ProtocolError
 
+from shoal_bus import wire
+
 _END = b"\r\n"
 _LONGEST_LINE = 64 * 1024
 """Bytes of a line outside a payload: the server lets its clients write 4 KiB, and its own INFO may be longer."""
 _HEADERS = b"NATS/1.0\r\n"
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_OFTEN = frozenset({wire.REQUEST_ID, wire.TIMEOUT, wire.TRACEPARENT})
+"""Names that needn't be looked at."""
 _BREAKS = str.maketrans({"\r": " ", "\n": " "})
 
 
@@ -44,6 +48,10 @@ def plain_headers(block: bytes) -> dict[str, str] | None:
         return None
     headers = {}
     for line in block[len(_HEADERS) :].decode("utf-8", "replace").split("\r\n"):
+        name, colon, value = line.partition(": ")
+        if colon and name in _OFTEN:
+            headers[name] = value.strip()
+            continue
         name, colon, value = line.partition(":")
         name = name.strip()
         if colon and name.isascii() and not any(map(str.isspace, name)):

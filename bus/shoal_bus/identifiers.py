@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -10,9 +11,11 @@ from pydantic import AfterValidator
 from shoal_bus.errors import InvalidArgument
 
 MAX_LENGTH = 76
+_REMEMBERED = 1024
 _IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*")
 
 
+@lru_cache(_REMEMBERED)
 def check_identifier(value: str, what: str = "id") -> str:
     """`value` itself, or INVALID_ARGUMENT: letters and digits, with single `.`, `_` or `-` between, at most 76.
 

@@ -25,6 +25,8 @@ class Neighbours:
         self._heard: set[str] = set()
         """What said that it is ready meanwhile."""
         self._listening, self._losses = False, 0
+        self.arrivals = 0
+        """Rises when one says that it is ready, or the bus was away."""
         connection.on_reconnect(self._forget)  # who was ready meanwhile wasn't heard
 
     async def answering(self, seconds: float) -> set[str]:
@@ -54,6 +56,8 @@ class Neighbours:
 
     def _hear(self, message: Msg) -> None:
         self._heard |= {message.subject.split(".")[-2]} - self._services
+        self.arrivals += 1
 
     def _forget(self) -> None:
         self._further, self._losses = None, self._losses + 1
+        self.arrivals += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -22,6 +23,7 @@ BATCH = 100
 LONGEST_LABEL = 4096
 """Bytes of a label's key and value together."""
 _SHOWN = 64
+_PLAIN = re.compile(r"[\w.:/@-]*")
 _EPOCH, _DAY_SECONDS = datetime(1970, 1, 1, tzinfo=UTC), 86400
 
 
@@ -119,7 +121,7 @@ def paths_of(
 
 def quote(text: str) -> str:
     """Text in quotation marks, as Go writes it."""
-    return json.dumps(text, ensure_ascii=False)
+    return f'"{text}"' if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
 async def batches(items: AsyncIterator[T]) -> AsyncIterator[list[T]]:

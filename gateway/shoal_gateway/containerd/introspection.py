@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -29,6 +30,8 @@ from shoal_gateway.typeurls import message_of
 
 PATIENCE_SECONDS = 1.0
 """How long a service may take to say that it is there."""
+_KEPT_SECONDS = 1.0
+"""How long one that goes may still be told: clients ask for the list before each container."""
 _UUIDS = uuid.UUID("d5f0a3d0-6b5e-5e2c-9a53-1f5a7c2f2b11")
 """The name space of node UUIDs (RFC 9562, version 5)."""
 _MACHINE_ID = Path("/etc/machine-id")
@@ -48,6 +51,9 @@ class Introspection(Servicer):
         self._connection = client.connection
         self._neighbours = Neighbours(client.connection, node.name, {one for one in served.values() if one})
         self._uuid = str(node_uuid(node))
+        self._known: list[pb.Plugin] = []
+        """All plugins, as they were when every service answered: until a time, and until anybody comes."""
+        self._known_until, self._known_at = 0.0, -1
 
     async def plugins(self, call: Call, request: pb.PluginsRequest) -> pb.PluginsResponse:
         matches = compile_filters(list(request.filters))
@@ -90,8 +96,15 @@ class Introspection(Servicer):
         return AnyProto(type_url=RuntimeInfo.DESCRIPTOR.full_name, value=told.SerializeToString())
 
     async def _plugins(self) -> list[pb.Plugin]:
+        arrivals = self._neighbours.arrivals
+        if time.monotonic() < self._known_until and arrivals == self._known_at:
+            return self._known
         found = await self._neighbours.answering(PATIENCE_SECONDS)
-        return plugins(self._node.root, found, self._served, await self._snapshotters(found))
+        every = plugins(self._node.root, found, self._served, await self._snapshotters(found))
+        if not any(plugin.HasField("init_err") for plugin in every):
+            self._known, self._known_at = every, arrivals
+            self._known_until = time.monotonic() + _KEPT_SECONDS
+        return every
 
     async def _snapshotters(self, answering: Collection[str]) -> list[snapshot.SnapshotterInfo]:
         """Those of the snapshot service, and those that are processes of their own."""

@@ -222,7 +222,7 @@ def _record(row: Any, *, packed: bool | None) -> api.Container:
         options=api.RuncOptions.unpack(row["options"]),
         packed_options=AnyMessage.unpack(options) if options is not None else None,
         snapshotter=row["snapshotter"], snapshot_key=row["snapshot_key"], network=row["network"],
-        sandbox=row["sandbox"], extensions=unpack(row["extensions"]),
+        sandbox=row["sandbox"], extensions=unpack(row["extensions"]), spec={},
         created_at=datetime.fromtimestamp(row["created_at"], UTC),
         updated_at=datetime.fromtimestamp(row["updated_at"], UTC),
     )  # fmt: skip

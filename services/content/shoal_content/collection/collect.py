@@ -47,6 +47,8 @@ _PATIENCE_SECONDS = 2.0
 _CALL_SECONDS = 60.0
 _DELAY_SECONDS = 0.1
 """From a deletion to its collection: several are collected at once."""
+_SHARE = 0.02
+"""Of the time may be spent on collections that nobody waits for (containerd's `pause_threshold`)."""
 _LOOK_SECONDS = 2.0
 _PERIOD_SECONDS = 300.0
 """Between collections that nobody asked for: what only snapshot or runtime knows to be superfluous goes then."""
@@ -157,8 +159,8 @@ class Collector:
         while True:
             await self._until_due(last, pause)
             try:
-                await self.collect(asked=False)
-                last, pause = time.monotonic(), 0.0
+                made = await self.collect(asked=False)
+                last, pause = time.monotonic(), min(made.seconds / _SHARE, _LONGEST_PAUSE_SECONDS)
             except (ShoalError, OSError, sqlite3.Error) as error:
                 pause = min(max(_LOOK_SECONDS, pause * 2), _LONGEST_PAUSE_SECONDS)
                 log.info("collection.abandoned", error=str(error), again_in=pause)
