@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import shutil
 import signal
 import stat
@@ -10,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,9 @@ import pytest
 
 from tests.e2e.shoal import COMMAND, Shoal, eventually, refused, unique
 from tests.support.gateway import ctr, lines_of
+from tests.support.images import Image, Layer, digest_of, file, push
 from tests.support.leaks import Leaks
+from tests.support.registry import running
 
 CONFIG = """\
 version = 2
@@ -31,6 +35,11 @@ uid = {uid}
 gid = {gid}
 [cgroup]
 path = "{cgroup}"
+[stream_processors."xz"]
+accepts = ["application/vnd.oci.image.layer.v1.tar+xz"]
+returns = "application/vnd.oci.image.layer.v1.tar"
+path = "xz"
+args = ["-dc"]
 [plugins."io.containerd.internal.v1.restart"]
 interval = "500ms"
 [plugins."io.containerd.grpc.v1.cri".containerd]
@@ -119,6 +128,22 @@ def test_its_processes_are_where_and_as_its_file_says(node: Containerd, busybox:
     node.ok("rm", "--force", id)
     assert node.stop(signal.SIGTERM) == 0
     assert not list(Path("/sys/fs/cgroup").glob(f"**/{cgroup.partition('/')[0]}"))
+
+
+def test_layers_go_through_the_programs_that_its_file_names(node: Containerd, tmp_path: Path) -> None:
+    media_type, tar = "application/vnd.oci.image.layer.v1.tar+xz", Layer([file("unpacked", b"by xz")]).tar()
+    data = lzma.compress(tar)
+    image = Image.build([Layer([file("unpacked", b"by xz")], "none")])
+    manifest = json.loads(image.manifest)
+    manifest["layers"] = [{"mediaType": media_type, "digest": digest_of(data), "size": len(data)}]
+    blobs = {digest: blob for digest, blob in image.blobs.items() if digest not in image.layers}
+    image = replace(image, manifest=json.dumps(manifest).encode(), blobs=blobs | {digest_of(data): (media_type, data)})
+    node.start()
+    with running(tmp_path / "registry") as registry:
+        push(image, registry.host, "xz")
+        pulled = ctr(node.address, "images", "pull", "--plain-http", f"{registry.host}/xz:latest")
+        assert pulled.returncode == 0, pulled.stderr
+    assert [one.read_text() for one in (node.root / "snapshot").glob("overlayfs/snapshots/*/fs/unpacked")] == ["by xz"]
 
 
 def test_a_client_that_finds_the_socket_finds_every_part_and_policies_go_by_the_file(

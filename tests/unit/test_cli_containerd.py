@@ -11,7 +11,8 @@ from shoal_bus.errors import InvalidArgument, NotFound
 from shoal_cli.containerd import hooks
 from shoal_cli.containerd.configuration import Configuration, load
 from shoal_cli.containerd.durations import duration_of, seconds_of
-from shoal_cli.containerd.printing import dump
+from shoal_cli.containerd.printing import dump, dump_processors
+from shoal_snapshot import processors
 
 
 def read(directory: Path, text: str) -> Configuration:
@@ -189,6 +190,33 @@ def test_a_dump_reads_as_what_was_dumped(tmp_path: Path) -> None:
     )  # fmt: skip
     assert read(tmp_path, dump(configuration)) == configuration
     assert tomllib.loads(dump(Configuration()))["version"] == 4
+
+
+def test_stream_processors_are_handed_on(tmp_path: Path) -> None:
+    text = """
+        version = 2
+        [stream_processors."io.test.xz \\"1\\""]
+        accepts = ["a+xz", "b+xz"]
+        returns = "application/vnd.oci.image.layer.v1.tar"
+        path = "/usr/bin/xz"
+        args = ["-dc"]
+        env = ["A=b"]
+        colour = "red"
+        """
+    found = read(tmp_path, text)
+    assert found.warnings == ['stream_processors."io.test.xz "1"".colour: unknown']
+    handed = tmp_path / "processors.toml"
+    handed.write_text(dump_processors(found))
+    programs = processors.load(handed)
+    assert {accepted: (one.name, one.path, one.args, one.env) for accepted, one in programs.items()} == dict.fromkeys(
+        ("a+xz", "b+xz"), ('io.test.xz "1"', "/usr/bin/xz", ["-dc"], ["A=b"])
+    )
+    assert read(tmp_path, dump(found)).stream_processors == found.stream_processors
+    with pytest.raises(InvalidArgument, match=r"stream_processors\.x\.path: must be given"):
+        read(tmp_path, 'version = 2\n[stream_processors.x]\naccepts = ["a"]\nreturns = "b"\n')
+    own = subprocess.run(["containerd", "config", "default"], capture_output=True, text=True, check=True).stdout
+    handed.write_text(dump_processors(read(tmp_path, own)))
+    assert processors.load(handed)
 
 
 def test_what_is_said_of_the_daemon_s_own_processes(tmp_path: Path) -> None:

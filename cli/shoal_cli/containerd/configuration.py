@@ -24,7 +24,7 @@ LEVELS = {"trace": "debug", "debug": "debug", "info": "info", "warn": "warning",
 
 NEWEST = 4
 """The newest version of the file's format, which is what is printed."""
-_HOST_WIDE = ("temp", "plugin_dir", "required_plugins", "proxy_plugins", "stream_processors", "timeouts", "temp_dir")
+_HOST_WIDE = ("temp", "plugin_dir", "required_plugins", "proxy_plugins", "timeouts", "temp_dir")
 """Keys of the file that containerd knows, and that have nothing to apply to here."""
 _ELSEWHERE = {
     "debug": ("address", "uid", "gid", "format"),
@@ -44,6 +44,17 @@ _RESTART_NAMES = ("io.containerd.internal.v1.restart", RESTART)
 _MOST_OOM_SCORE = 1000
 _SHIM = re.compile(r"io\.containerd\.([a-z0-9_-]+)\.v\d+")
 _TRANSFER = "io.containerd.transfer.v1.local"
+
+
+@dataclass(frozen=True)
+class StreamProcessor:
+    """A program that layers of some media types go through."""
+
+    accepts: list[str]
+    returns: str
+    path: str
+    args: list[str]
+    env: list[str]
 
 
 @dataclass
@@ -71,6 +82,8 @@ class Configuration:
     """Seconds between looks at containers' restart policies."""
     restarts: bool = True
     """Whether the node heeds them."""
+    stream_processors: dict[str, StreamProcessor] = field(default_factory=dict)
+    """By their names; where the file has none, the node's own file tells."""
     imports: list[str] = field(default_factory=list)
     """What the file imports, where that isn't read."""
     warnings: list[str] = field(default_factory=list)
@@ -153,6 +166,7 @@ def _read(into: Configuration, file: Table) -> None:
                 into.warnings.append(f"{table.name(key)}: doesn't apply, there is no such socket here")
         _unknown(into, table)
     _process(into, file)
+    _processors(into, file.table("stream_processors"))
     for key in _HOST_WIDE:
         if file.set(key):
             into.warnings.append(f"{key}: doesn't apply here")
@@ -179,6 +193,18 @@ def _process(into: Configuration, file: Table) -> None:
             into.restarts = False
         else:
             into.warnings.append(f"disabled_plugins: {one} doesn't apply here")
+
+
+def _processors(into: Configuration, table: Table) -> None:
+    for name, one in table.tables():
+        into.stream_processors[name] = StreamProcessor(
+            accepts=one.texts("accepts"), returns=one.text("returns"), path=one.text("path"), args=one.texts("args"),
+            env=one.texts("env"),
+        )  # fmt: skip
+        for key in ("accepts", "returns", "path"):
+            if not getattr(into.stream_processors[name], key):
+                raise InvalidArgument(f"{one.name(key)}: must be given")
+        _unknown(into, one)
 
 
 def _restart(into: Configuration, table: Table) -> None:

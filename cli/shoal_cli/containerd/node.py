@@ -6,11 +6,13 @@ from pathlib import Path
 
 from shoal_cli.containerd import cgroups
 from shoal_cli.containerd.configuration import Configuration
+from shoal_cli.containerd.printing import dump_processors
 from shoal_cli.up.node import UpOptions, up
 
 TASKS = "io.containerd.runtime.v2.task"
 """Containerd's directory of bundles, in its state directory."""
 _BUNDLES = Path("runtime", "bundles")
+_PROCESSORS = "stream-processors.toml"
 
 
 def run(configuration: Configuration) -> None:
@@ -41,6 +43,10 @@ def _arguments(configuration: Configuration) -> dict[str, tuple[str, ...]]:
     arguments = {"gateway": tuple(gateway), "runtime": ("--restart-interval", str(interval))}
     if configuration.registry_config is not None:
         arguments["content"] = ("--registry-config", str(configuration.registry_config.absolute()))
+    if configuration.stream_processors:
+        file = configuration.state.absolute() / _PROCESSORS
+        file.write_text(dump_processors(configuration))
+        arguments["snapshot"] = ("--stream-processors", str(file))
     return arguments
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from shoal_cli.containerd.configuration import CRI_IMAGES, CRI_RUNTIME, GRPC, NEWEST, RESTART, TTRPC, Configuration
 from shoal_cli.containerd.durations import duration_of
@@ -29,6 +30,19 @@ def dump(configuration: Configuration) -> str:
         f"{_plugin(CRI_RUNTIME)}.containerd.runtimes.default.options": {"BinaryName": configuration.runtime},
         _plugin(RESTART): {"interval": duration_of(configuration.restart_interval)},
     }  # fmt: skip
+    return _file(tables | _processors(configuration))
+
+
+def dump_processors(configuration: Configuration) -> str:
+    """The stream processors alone, as the snapshot service reads them."""
+    return _file(_processors(configuration))
+
+
+def _processors(configuration: Configuration) -> dict[str, Mapping[str, Value]]:
+    return {f"stream_processors.{_toml(name)}": asdict(one) for name, one in configuration.stream_processors.items()}
+
+
+def _file(tables: Mapping[str, Mapping[str, Value]]) -> str:
     lines = []
     for name, values in tables.items():
         lines += ["", f"[{name}]"] if name else []
