@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.ctr import Side, ours_of, running_theirs, same
+from tests.e2e.shoal import unique
 from tests.e2e.terminal import Terminal
 from tests.support import bundle
 from tests.support.gateway import lines_of
@@ -229,10 +230,11 @@ def test_what_is_piped_in_comes_out(ours: Side) -> None:
 
 
 def test_a_run_with_a_terminal_is_typed_at_and_resized(node: GatewayNode, ours: Side) -> None:
-    arguments = ("run", "--rm", "--tty", "--rootfs", "ROOTFS", "tty", "/bin/sh")
+    id = unique("tty")
+    arguments = ("run", "--rm", "--tty", "--rootfs", "ROOTFS", id, "/bin/sh")
     with Terminal(node.node, command=command(ours, *arguments), rows=30, columns=100) as terminal:
         terminal.until(b"# ")
-        terminal.type(b"PATH=/bin; stty size; tty\r")
+        terminal.type(b"PATH=/bin; until stty size; do sleep 0.1; done; tty\r")  # ctr sizes it a moment after its start
         terminal.until(b"30 100\r")
         terminal.until(b"/dev/pts/0")
         terminal.type(b"sleep 0.5; echo is  listening\r")
@@ -242,7 +244,7 @@ def test_a_run_with_a_terminal_is_typed_at_and_resized(node: GatewayNode, ours: 
         terminal.until(b"41 121\r")
         terminal.type(b"exit 9\r")
         assert terminal.ends() == 9
-    assert ours.ok("containers", "ls", "-q", "id==tty") == ""
+    assert ours.ok("containers", "ls", "-q", f"id=={id}") == ""
 
 
 def test_an_exec_with_a_terminal_and_an_attach(node: GatewayNode, ours: Side) -> None:

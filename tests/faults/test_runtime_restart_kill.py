@@ -63,14 +63,18 @@ async def test_a_service_killed_in_the_middle_of_restarts(copies: int, tmp_path:
         for id in ids:
             await update(node, id, {restart.STATUS: restart.STOPPED})
         for id in ids:
-            await wait_until(lambda id=id: node.topics(id)[-1] == "/tasks/exit", f"{id} ends")  # type: ignore[misc]
+            again = await count(node, id)  # from here on none is started any more
+            await wait_until(lambda id=id, again=again: len(lives(node, id)) == again + 1, f"{id} ends")  # type: ignore[misc]
         for id in ids:
             found = lives(node, id)
-            assert node.topics(id) == LIFE[:3] + (len(found) - 1) * AGAIN
-            assert {life.exit_status for life in found} == {int(id[1:])}
+            whole = LIFE[:3] + (len(found) - 1) * AGAIN
+            # One that hasn't ended by itself half a second after it was to stop is stopped, and its task goes.
+            assert node.topics(id)[: len(whole)] == whole
+            assert {life.exit_status for life in found[:-1]} == {int(id[1:])}
+            assert found[-1].exit_status in (int(id[1:]), 137)
             assert len({life.pid for life in found}) == len(found)
-            assert await count(node, id) == len(found) - 1
-            await node.delete(id)
+            with suppress(NotFound):
+                await node.delete(id)
         assert not node.of_containers()
 
 

@@ -43,7 +43,8 @@ class ServiceProcess:
             if self._process.poll() is not None:
                 break
             time.sleep(0.02)
-        raise AssertionError(f"{self.name} didn't start:\n{self.log.read_text()[-4000:]}")
+        how = self._process.poll()
+        raise AssertionError(f"{self.name} didn't start (status {how}):\n{self.log.read_text()[-4000:]}")
 
     def signal(self, number: int) -> None:
         assert self._process is not None

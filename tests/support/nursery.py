@@ -112,6 +112,7 @@ def _serve(asking: socket.socket) -> dict[str, Any]:
             asking.close()
             request["parent"] = parent
             return request  # type: ignore[no-any-return]
+        ended.pop(pid, None)  # of one that had this pid before: a whole run of the tests goes through all there are
         asking.send(json.dumps({"pid": pid}).encode())
     sys.exit()
 
