@@ -130,6 +130,8 @@ class Service:
         self._endpoints: dict[str, AnsweredEndpoint] = {}
         self._slots = asyncio.Semaphore(bound)
         self._short = self._long = 0
+        self._waits: set[asyncio.Future[None]] = set()
+        """Verbs that wait, each until it has an answer, until its caller is to ask again, or until a drain."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._in_flight: dict[tuple[str, str], _InFlight] = {}
         self._background: list[asyncio.Task[Any]] = []
@@ -249,6 +251,8 @@ class Service:
                 await self._micro.stop()
         # Only now: who is told to ask again must not come to us.
         self.draining.set()
+        for wait in self._waits:
+            _settle(wait)
         if self._operations is not None:
             self._operations.wake()
         pending = {task for task in self._tasks if not task.done()}
@@ -449,19 +453,25 @@ class Service:
     async def _serve_wait(self, registered: Registered, caller: _Caller, context: Context) -> None:
         request = registered.verb.request.unpack(caller.message.data)
         self._admit_long()
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
         work = asyncio.ensure_future(registered.handler(context, request))
-        drained = asyncio.ensure_future(self.draining.wait())
+        work.add_done_callback(lambda _: _settle(over))
+        timer = loop.call_later(0.0 if self.draining.is_set() else _poll(context), _settle, over)
+        self._waits.add(over)
         try:
-            await asyncio.wait({work, drained}, timeout=_poll(context), return_when=asyncio.FIRST_COMPLETED)
+            await over
             if work.done():
                 await self._reply(caller, work.result().pack())
             else:
                 await self._reply(caller, b"", {wire.AGAIN: "0"})
         finally:
             self._long -= 1
-            for task in (work, drained):
-                task.cancel()
-            await asyncio.gather(work, drained, return_exceptions=True)
+            self._waits.discard(over)
+            timer.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
 
     async def _serve_stream(self, registered: Registered, caller: _Caller, context: Context) -> ShoalError | None:
         if caller.gone:
@@ -498,6 +508,11 @@ class Service:
         finally:
             self._long -= 1
         await self._reply(caller, answer, None if version is None else {wire.AGAIN: str(version)})
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _poll(context: Context, longest: float = wire.POLL_SECONDS) -> float:

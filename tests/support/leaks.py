@@ -112,7 +112,7 @@ class Leaks:
         return left
 
     def _shared(self, cgroup: str) -> bool:
-        """Whether it is the default namespace's, of which another test's node has had a container: it goes with that."""
+        """Whether it is the default namespace's, of which another test's node has had a container: it goes with it."""
         others = any(self.directory not in line for line in _zygotes())
         return others and Path(cgroup).name == "default" and len(Path(cgroup).parts) <= len(_ROOT.parts) + 2
 

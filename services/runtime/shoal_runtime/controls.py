@@ -50,8 +50,10 @@ class Controls:
             raise FailedPrecondition(f"container {id}: the process hasn't been started")
         if request.all and exec_id:
             raise InvalidArgument("all: signals every process of the container, exec_id one: give either")
-        if not exec_id:
-            self._restarts.killed(ctx.namespace, id)
+        with self._db.write() as tx:
+            ctx.begin(tx)
+            if not exec_id:
+                self._restarts.killed(tx, ctx.namespace, id)
         await self._supervisor.kill(ctx.namespace, id, request.signal, request.all, exec_id, request_id=ctx.id)
         return Empty()
 

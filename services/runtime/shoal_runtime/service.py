@@ -110,7 +110,7 @@ async def setup(process: Process) -> None:
     service.handle(api.TASK_DELETE, tasks.delete, lock=_lock_of_process)
     service.handle(api.TASK_GET, tasks.get)
     service.stream(api.TASK_LIST, tasks.list)
-    service.handle(api.TASK_KILL, controls.kill, lock=_lock_of_process)
+    service.handle(api.TASK_KILL, controls.kill, lock=_lock_of_process, begins_itself=True)
     service.handle(api.TASK_PAUSE, controls.pause, lock=lambda r: lock_of(r.container_id))
     service.handle(api.TASK_RESUME, controls.resume, lock=lambda r: lock_of(r.container_id))
     service.handle(api.TASK_UPDATE, controls.update, lock=lambda r: lock_of(r.container_id))

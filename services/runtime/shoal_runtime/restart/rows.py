@@ -93,13 +93,10 @@ class Rows:
                 (look.namespace, look.id, look.latest),
             )
 
-    def killed(self, namespace: str, id: str) -> None:
+    @staticmethod
+    def killed(tx: Transaction, namespace: str, id: str) -> None:
         """Writes down that a client asks for a signal now."""
-        if self._db.read_one("SELECT 1 FROM restarts WHERE namespace = ? AND id = ?", (namespace, id)):
-            with self._db.write() as tx:
-                tx.execute(
-                    "UPDATE restarts SET killed_at = ? WHERE namespace = ? AND id = ?", (time.time(), namespace, id)
-                )
+        tx.execute("UPDATE restarts SET killed_at = ? WHERE namespace = ? AND id = ?", (time.time(), namespace, id))
 
     @staticmethod
     def hold(tx: Transaction, seconds: float) -> None:
