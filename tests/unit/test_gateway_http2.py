@@ -233,8 +233,9 @@ async def test_a_message_too_large_or_compressed_is_refused(socket: Path) -> Non
             assert (await client.told(id))["grpc-status"] == str(int(code))
         client.send(client.headers(5, ECHO), data(5, b""))
         assert (await client.told(5))["grpc-status"] == str(int(Code.INTERNAL))
-        client.send(frame(Kind.PING, 0, 0, b"12345678"))
-        assert (await client.next(Kind.PING))[1:] == (Flag.ACK, 0, b"12345678")
+        pings = [b"%08d" % number for number in range(3)]
+        client.send(*(frame(Kind.PING, 0, 0, payload) for payload in pings))
+        assert [(await client.next(Kind.PING))[1:] for _ in pings] == [(Flag.ACK, 0, payload) for payload in pings]
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,7 @@ async def test_a_message_too_large_or_compressed_is_refused(socket: Path) -> Non
         (frame(Kind.CONTINUATION, 0, 1, b""), ErrorCode.PROTOCOL_ERROR),
         (frame(Kind.SETTINGS, 0, 0, b"1"), ErrorCode.FRAME_SIZE_ERROR),
         (frame(Kind.PING, 0, 0, b"1"), ErrorCode.FRAME_SIZE_ERROR),
+        (frame(Kind.PING, 0, 0, b"12345678") * 2000, ErrorCode.ENHANCE_YOUR_CALM),
         (frames.settings({Setting.MAX_FRAME_SIZE: 1}), ErrorCode.PROTOCOL_ERROR),
         (frames.settings({Setting.INITIAL_WINDOW_SIZE: 2**31}), ErrorCode.FLOW_CONTROL_ERROR),
         (frames.window_update(0, 0), ErrorCode.FLOW_CONTROL_ERROR),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WINDOW = 4 << 20
 """Bytes that a client may send before somebody has taken them."""
+_MOST_HELD = 32 << 10
 
 
 class Stream:
@@ -33,6 +34,8 @@ class Stream:
         self._untold = 0
         """Bytes that have come, and that the client doesn't know to be taken."""
         self._all_here = self._opened = self._closed = False
+        self._held = b""
+        """Frames that go with the next ones, if these come at once."""
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._ends: float | None = None
@@ -115,9 +118,15 @@ class Stream:
 
     async def write(self, message: bytes) -> None:
         """One message of several. Waits for a client that takes no more for now."""
+        whole = grpc_wire.PREFIX.pack(0, len(message)) + message
+        if not self._closed and self._connection.has_room(self, len(whole)):
+            self._connection.spend(self, len(whole))
+            self._hold((b"" if self._opened else self._headers()) + frame(Kind.DATA, 0, self.id, whole))
+            return
+        self._release()
         if not self._opened and not self._closed:
             self._connection.write(self._headers())
-        data = memoryview(grpc_wire.PREFIX.pack(0, len(message)) + message)
+        data = memoryview(whole)
         while data and not self._closed:
             sent = self._connection.send(self, data)
             data = data[sent:]
@@ -127,15 +136,31 @@ class Stream:
     def end(self) -> None:
         """Ends it as one that went well."""
         if not self._closed:
-            self._connection.write((b"" if self._opened else self._headers()) + self._trailers(grpc_wire.OK))
+            self._send((b"" if self._opened else self._headers()) + self._trailers(grpc_wire.OK))
             self._close()
 
     def refuse(self, code: Code, message: str) -> None:
         """Ends it as one that didn't."""
         if not self._closed:
             told = grpc_wire.trailers(code, message)
-            self._connection.write(self._trailers(told if self._opened else grpc_wire.HEADERS + told))
+            self._send(self._trailers(told if self._opened else grpc_wire.HEADERS + told))
             self._close()
+
+    def _hold(self, frames: bytes) -> None:
+        """Sends frames in the loop's next turn at the latest: most streams end with their first message."""
+        if len(self._held) > _MOST_HELD:
+            self._release()
+        if not self._held:
+            asyncio.get_running_loop().call_soon(self._release)
+        self._held += frames
+
+    def _release(self) -> None:
+        if self._held:
+            self._send(b"")
+
+    def _send(self, frames: bytes) -> None:
+        held, self._held = self._held, b""
+        self._connection.write(held + frames)
 
     def _headers(self) -> bytes:
         self._opened = True
@@ -152,6 +177,7 @@ class Stream:
 
     def cancel(self) -> None:
         """It is over, whatever is under way for it."""
+        self._held = b""
         self._close(told=True)
         if self._task is not None:
             self._task.cancel()
