@@ -26,7 +26,9 @@ _FIRST_WINDOW = 65535
 _AT_ONCE = 512 << 10
 """Bytes of one write."""
 _KEPT_HEADS = 256
-_PONG_SECONDS, _MOST_PONGS = 0.01, 1000
+GRPC_GO_S = bytes((2, 4, 16, 16, 9, 14, 7, 7))
+"""The payload of the PINGs by which grpc-go estimates a connection's bandwidth."""
+_PONG_SECONDS = 0.01
 _UNDO_SECONDS = 2.0
 
 
@@ -55,8 +57,7 @@ class Connection(asyncio.Protocol):
         """Stream, flags and beginning of headers that go on in the next frame."""
         self._window, self._first_window, self._largest_frame = _FIRST_WINDOW, _FIRST_WINDOW, frames.SMALLEST_FRAME
         self._untold = 0
-        self._pongs: list[bytes] = []
-        """Of PINGs that haven't been answered yet."""
+        self._pong_due = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---------------------------------------------------------------------------------------------------------- asyncio
@@ -141,22 +142,25 @@ class Connection(asyncio.Protocol):
             if len(payload) != 8:
                 raise ProtocolError("PING: a length that isn't 8", ErrorCode.FRAME_SIZE_ERROR)
             if not flags & Flag.ACK:
-                self._pong(payload)
+                self._ping(payload)
         elif kind == Kind.PUSH_PROMISE:
             raise ProtocolError("a client that pushes")
 
-    def _pong(self, payload: bytes) -> None:
-        """Answers a PING a moment later: grpc-go sends one with every answer that it reads, unless one is on its way."""
-        if len(self._pongs) == _MOST_PONGS:
-            raise ProtocolError("too many PINGs", ErrorCode.ENHANCE_YOUR_CALM)
-        if not self._pongs:
-            asyncio.get_running_loop().call_later(_PONG_SECONDS, self._send_pongs)
-        self._pongs.append(payload)
+    def _ping(self, payload: bytes) -> None:
+        """Answers at once (RFC 9113, 6.7), but for what grpc-go sends with every answer that it reads.
 
-    def _send_pongs(self) -> None:
+        It sends no other before that one is answered, and waits for nothing: that is answered a moment later.
+        """
+        if payload != GRPC_GO_S:
+            self.write(frame(Kind.PING, Flag.ACK, 0, payload))
+        elif not self._pong_due:
+            self._pong_due = True
+            asyncio.get_running_loop().call_later(_PONG_SECONDS, self._pong)
+
+    def _pong(self) -> None:
+        self._pong_due = False
         if not self._transport.is_closing():
-            self.write(b"".join(frame(Kind.PING, Flag.ACK, 0, payload) for payload in self._pongs))
-        self._pongs.clear()
+            self.write(frame(Kind.PING, Flag.ACK, 0, GRPC_GO_S))
 
     def _known(self, id: int) -> None:
         """A stream that is, or was."""
