@@ -26,7 +26,7 @@ from shoal_gateway.proto.containerd.types.mount_pb2 import ActivationInfo
 from tests.support.gateway import refusal, rpc
 from tests.support.gateway_tasks import CONTAINERS, TASKS, Calls, GatewayNode, gateway_node
 from tests.support.leaks import mounts as mount_points
-from tests.support.mount_lists import image, is_read_only, layered, left, loops, places
+from tests.support.mount_lists import image, is_read_only, layered, left, loops, no_loops, places
 
 MOUNTS = "/containerd.services.mounts.v1.Mounts"
 LEASES = "/containerd.services.leases.v1.Leases"
@@ -121,7 +121,7 @@ async def test_a_root_file_system_is_mounted_at_runtime(node: GatewayNode, calls
         await calls.delete(id)
         await is_gone(calls, id)
         await calls.ask(f"{CONTAINERS}/Delete", DeleteContainerRequest(id=id))
-        assert left(node.node) == loops(tmp_path) == []
+        assert left(node.node) == [] and no_loops(tmp_path)
 
     write = ["sh", "-c", "echo -n 'Test mount at runtime'> /etc/test-name.txt"]
     await life("first", layered(device, node.rootfs, "root1", kind="xfs"), *write)
@@ -146,7 +146,7 @@ async def test_a_plain_list_needs_no_activation_also_with_the_option_loop(
     await calls.start("plain")
     assert (await calls.wait("plain")).exit_status == 3
     await calls.end_created("plain")
-    assert loops(tmp_path) == []
+    assert no_loops(tmp_path)
 
 
 async def test_a_task_that_cannot_be_created_leaves_nothing(node: GatewayNode, calls: Calls, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ async def test_a_task_that_cannot_be_created_leaves_nothing(node: GatewayNode, c
     assert (await calls.refused(f"{TASKS}/Create", request))[0] == "FAILED_PRECONDITION"
     request = tasks.CreateTaskRequest(container_id="failed", rootfs=mounts_told([Mount(type="loop", source="/none")]))
     assert (await calls.refused(f"{TASKS}/Create", request))[0] == "FAILED_PRECONDITION"
-    assert left(node.node) == loops(tmp_path) == []
+    assert left(node.node) == [] and no_loops(tmp_path)
     await calls.ask(f"{CONTAINERS}/Delete", DeleteContainerRequest(id="failed"))
 
 
@@ -179,7 +179,7 @@ async def test_an_activation_of_that_name_is_used(node: GatewayNode, calls: Call
     assert await info(calls, "used") == before
     await calls.end_created("used")
     await is_gone(calls, "used")
-    assert loops(tmp_path) == []
+    assert no_loops(tmp_path)
 
 
 async def test_a_forced_removal_and_a_dead_shim_leave_nothing(
@@ -200,7 +200,7 @@ async def test_a_forced_removal_and_a_dead_shim_leave_nothing(
         else:
             await bus.call(api.CONTAINER_REMOVE, api.RemoveContainer(id=id, force=True))
         await is_gone(calls, id)
-        assert left(node.node) == loops(tmp_path) == []
+        assert left(node.node) == [] and no_loops(tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------- activations
@@ -308,7 +308,7 @@ async def test_a_loop_device_is_as_it_is_asked_for(
     await asyncio.to_thread(Path(loop).read_bytes)
     assert made.system == []
     await deactivate(calls, "loop")
-    assert loops(tmp_path) == []
+    assert no_loops(tmp_path)
 
 
 async def test_a_device_that_is_used_goes_when_it_is_not_any_more(

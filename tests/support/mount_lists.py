@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 from shoal_bus.types import Mount
@@ -11,6 +12,8 @@ from shoal_runtime.shim import loopback, mounts
 
 from tests.support.leaks import mounts as mount_points
 from tests.support.node import TestNode
+
+_LET_GO_SECONDS = 10.0
 
 
 def image(path: Path, *directories: str, kind: str = "ext4", mib: int = 0) -> Path:
@@ -40,6 +43,17 @@ def loops(directory: Path) -> list[str]:
         except FileNotFoundError:
             continue  # it has just gone
     return sorted(found)
+
+
+def no_loops(directory: Path) -> bool:
+    """Whether there is none, once the kernel has let go of what was unmounted last.
+
+    Another process's mount namespace may have been made with the mount in it, and takes it away a moment later.
+    """
+    deadline = time.monotonic() + _LET_GO_SECONDS
+    while (found := loops(directory)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not found
 
 
 def is_read_only(device: str) -> bool:
@@ -72,7 +86,7 @@ def left(node: TestNode) -> list[str]:
     """What there is of a node's activations: places, mounts and loop devices."""
     found = [str(path) for path in places(node).glob("*")]
     found += [point for point in mount_points() if point.startswith(f"{places(node)}/")]
-    return found + loops(node.directory)
+    return found if no_loops(node.directory) else found + loops(node.directory)
 
 
 def take_all_away(node: TestNode) -> None:
