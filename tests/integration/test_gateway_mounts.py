@@ -121,7 +121,8 @@ async def test_a_root_file_system_is_mounted_at_runtime(node: GatewayNode, calls
         await calls.delete(id)
         await is_gone(calls, id)
         await calls.ask(f"{CONTAINERS}/Delete", DeleteContainerRequest(id=id))
-        assert left(node.node) == [] and no_loops(tmp_path)
+        assert left(node.node) == []
+        assert no_loops(tmp_path)
 
     write = ["sh", "-c", "echo -n 'Test mount at runtime'> /etc/test-name.txt"]
     await life("first", layered(device, node.rootfs, "root1", kind="xfs"), *write)
@@ -160,7 +161,8 @@ async def test_a_task_that_cannot_be_created_leaves_nothing(node: GatewayNode, c
     assert (await calls.refused(f"{TASKS}/Create", request))[0] == "FAILED_PRECONDITION"
     request = tasks.CreateTaskRequest(container_id="failed", rootfs=mounts_told([Mount(type="loop", source="/none")]))
     assert (await calls.refused(f"{TASKS}/Create", request))[0] == "FAILED_PRECONDITION"
-    assert left(node.node) == [] and no_loops(tmp_path)
+    assert left(node.node) == []
+    assert no_loops(tmp_path)
     await calls.ask(f"{CONTAINERS}/Delete", DeleteContainerRequest(id="failed"))
 
 
@@ -200,7 +202,8 @@ async def test_a_forced_removal_and_a_dead_shim_leave_nothing(
         else:
             await bus.call(api.CONTAINER_REMOVE, api.RemoveContainer(id=id, force=True))
         await is_gone(calls, id)
-        assert left(node.node) == [] and no_loops(tmp_path)
+        assert left(node.node) == []
+        assert no_loops(tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------- activations
