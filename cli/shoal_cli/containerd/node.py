@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shoal_cli.containerd import cgroups
@@ -12,7 +15,6 @@ from shoal_cli.up.node import UpOptions, up
 TASKS = "io.containerd.runtime.v2.task"
 """Containerd's directory of bundles, in its state directory."""
 _BUNDLES = Path("runtime", "bundles")
-_PROCESSORS = "stream-processors.toml"
 
 
 def run(configuration: Configuration) -> None:
@@ -20,17 +22,33 @@ def run(configuration: Configuration) -> None:
     configuration.state.mkdir(parents=True, exist_ok=True, mode=0o711)
     warnings = [*configuration.warnings, *_likely_killed(configuration.oom_score)]
     _link_bundles(configuration.state)
-    with cgroups.inside(configuration.cgroup):
+    with cgroups.inside(configuration.cgroup), _processors(configuration) as processors:
         up(
             UpOptions(
                 root=configuration.root, state=configuration.state, runtime=configuration.runtime,
-                log_level=configuration.level, arguments=_arguments(configuration), warnings=tuple(warnings),
+                log_level=configuration.level, arguments=_arguments(configuration, processors),
+                warnings=tuple(warnings),
             )
         )  # fmt: skip
 
 
-def _arguments(configuration: Configuration) -> dict[str, tuple[str, ...]]:
-    """What each service is told."""
+@contextmanager
+def _processors(configuration: Configuration) -> Iterator[str]:
+    """The path of a file with the stream processors; empty where there are none.
+
+    It is in memory, and lasts as long as this process: a node that is killed, or refused, leaves and changes none.
+    """
+    if not configuration.stream_processors:
+        yield ""
+        return
+    with os.fdopen(os.memfd_create("stream-processors"), "w", encoding="utf-8") as file:
+        file.write(dump_processors(configuration))
+        file.flush()
+        yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
+
+
+def _arguments(configuration: Configuration, processors: str) -> dict[str, tuple[str, ...]]:
+    """What each service is told. `processors` is the path of their file."""
     gateway = [
         "--address", str(configuration.address.absolute()),
         "--socket-uid", str(configuration.uid), "--socket-gid", str(configuration.gid),
@@ -43,10 +61,8 @@ def _arguments(configuration: Configuration) -> dict[str, tuple[str, ...]]:
     arguments = {"gateway": tuple(gateway), "runtime": ("--restart-interval", str(interval))}
     if configuration.registry_config is not None:
         arguments["content"] = ("--registry-config", str(configuration.registry_config.absolute()))
-    if configuration.stream_processors:
-        file = configuration.state.absolute() / _PROCESSORS
-        file.write_text(dump_processors(configuration))
-        arguments["snapshot"] = ("--stream-processors", str(file))
+    if processors:
+        arguments["snapshot"] = ("--stream-processors", processors)
     return arguments
 
 
